@@ -1,0 +1,156 @@
+#pragma once
+
+// Included between the target pragmas of avx2.cpp; immintrin.h comes before.
+
+#include "../common/scalar.h"
+
+namespace reparam_fused {
+
+// Eight lanes: AVX2, FMA, F16C. Members as in scalar.h.
+struct Avx2 {
+  struct D {
+    __m256d a, b; // lanes 0-3 and 4-7
+  };
+  struct Q {
+    __m256i a, b;
+  };
+  using F = __m256;
+  using U = __m256i;
+  static constexpr int kLanes = 8;
+  static constexpr const char* kName = "avx2";
+
+  static REPARAM_FUSED_INLINE F set(float x) { return _mm256_set1_ps(x); }
+  static REPARAM_FUSED_INLINE D set(double x) { return {_mm256_set1_pd(x), _mm256_set1_pd(x)}; }
+  static REPARAM_FUSED_INLINE U set(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+  static REPARAM_FUSED_INLINE Q set(uint64_t x) {
+    const U q = _mm256_set1_epi64x(static_cast<long long>(x));
+    return {q, q};
+  }
+
+  static REPARAM_FUSED_INLINE F fma(F x, F y, F z) { return _mm256_fmadd_ps(x, y, z); }
+  static REPARAM_FUSED_INLINE F sub(F x, F y) { return _mm256_sub_ps(x, y); }
+  static REPARAM_FUSED_INLINE F mul(F x, F y) { return _mm256_mul_ps(x, y); }
+  static REPARAM_FUSED_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
+  // min and max give their second operand where one is NaN
+  static REPARAM_FUSED_INLINE F clamp(F x, F low, F high) {
+    return _mm256_min_ps(high, _mm256_max_ps(low, x));
+  }
+  static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
+  static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
+    return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};
+  }
+  static REPARAM_FUSED_INLINE D sub(D x, D y) { return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D mul(D x, D y) { return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm256_sqrt_pd(x.a), _mm256_sqrt_pd(x.b)}; }
+  static REPARAM_FUSED_INLINE D clamp(D x, D low, D high) {
+    return {_mm256_min_pd(high.a, _mm256_max_pd(low.a, x.a)), _mm256_min_pd(high.b, _mm256_max_pd(low.b, x.b))};
+  }
+  static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
+
+  static REPARAM_FUSED_INLINE U bits(F x) { return _mm256_castps_si256(x); }
+  static REPARAM_FUSED_INLINE F from_bits(U x) { return _mm256_castsi256_ps(x); }
+  static REPARAM_FUSED_INLINE Q bits(D x) { return {_mm256_castpd_si256(x.a), _mm256_castpd_si256(x.b)}; }
+  static REPARAM_FUSED_INLINE D from_bits(Q x) { return {_mm256_castsi256_pd(x.a), _mm256_castsi256_pd(x.b)}; }
+
+  static REPARAM_FUSED_INLINE U and_(U x, U y) { return _mm256_and_si256(x, y); }
+  static REPARAM_FUSED_INLINE U or_(U x, U y) { return _mm256_or_si256(x, y); }
+  static REPARAM_FUSED_INLINE U xor_(U x, U y) { return _mm256_xor_si256(x, y); }
+  static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) { return xor_(xor_(x, y), z); }
+  static REPARAM_FUSED_INLINE U sub(U x, U y) { return _mm256_sub_epi32(x, y); }
+  template <int n>
+  static REPARAM_FUSED_INLINE U shl(U x) { return _mm256_slli_epi32(x, n); }
+  template <int n>
+  static REPARAM_FUSED_INLINE U shr(U x) { return _mm256_srli_epi32(x, n); }
+  static REPARAM_FUSED_INLINE Q and_(Q x, Q y) { return {and_(x.a, y.a), and_(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q or_(Q x, Q y) { return {or_(x.a, y.a), or_(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q sub(Q x, Q y) { return {_mm256_sub_epi64(x.a, y.a), _mm256_sub_epi64(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q add(Q x, Q y) { return {_mm256_add_epi64(x.a, y.a), _mm256_add_epi64(x.b, y.b)}; }
+  template <int n>
+  static REPARAM_FUSED_INLINE Q shl(Q x) { return {_mm256_slli_epi64(x.a, n), _mm256_slli_epi64(x.b, n)}; }
+  template <int n>
+  static REPARAM_FUSED_INLINE Q shr(Q x) { return {_mm256_srli_epi64(x.a, n), _mm256_srli_epi64(x.b, n)}; }
+
+  static REPARAM_FUSED_INLINE void mulhilo(U x, uint32_t m, U& high, U& low) {
+    const U factor = _mm256_set1_epi64x(m);
+    const U even = _mm256_mul_epu32(x, factor);
+    const U odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), factor);
+    high = _mm256_blend_epi32(_mm256_shuffle_epi32(even, 0xf5), odd, 0xaa);
+    low = _mm256_blend_epi32(even, _mm256_shuffle_epi32(odd, 0xa0), 0xaa);
+  }
+
+  static REPARAM_FUSED_INLINE F signed_to_float(U x) { return _mm256_cvtepi32_ps(x); }
+  // AVX2 converts signed integers only: both halves of x are exact, their sum
+  // is rounded once.
+  static REPARAM_FUSED_INLINE F to_float(U x) {
+    return fma(signed_to_float(shr<16>(x)), set(0x1p16f), signed_to_float(and_(x, set(0xffffu))));
+  }
+  static REPARAM_FUSED_INLINE __m128i upper(U x) { return _mm256_extracti128_si256(x, 1); }
+  static REPARAM_FUSED_INLINE __m128i lower(U x) { return _mm256_castsi256_si128(x); }
+  static REPARAM_FUSED_INLINE D signed_to_double(U x) {
+    return {_mm256_cvtepi32_pd(lower(x)), _mm256_cvtepi32_pd(upper(x))};
+  }
+  // x is put into the low mantissa bits of 2^52, which is then taken off: exact.
+  static REPARAM_FUSED_INLINE D to_double(U x) {
+    const Q wide{_mm256_cvtepu32_epi64(lower(x)), _mm256_cvtepu32_epi64(upper(x))};
+    return sub(from_bits(or_(wide, set(uint64_t{0x4330000000000000}))), set(0x1p52));
+  }
+
+  static REPARAM_FUSED_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
+  static REPARAM_FUSED_INLINE D load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+  static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
+    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return from_bits(shl<16>(_mm256_cvtepu16_epi32(half)));
+  }
+  static REPARAM_FUSED_INLINE F load(const Half* p) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static REPARAM_FUSED_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
+  static REPARAM_FUSED_INLINE void store(double* p, D x) {
+    _mm256_storeu_pd(p, x.a);
+    _mm256_storeu_pd(p + 4, x.b);
+  }
+  static REPARAM_FUSED_INLINE void store(BFloat16* p, F x) {
+    const U b = bits(x);
+    const U odd = and_(shr<16>(b), set(1u));
+    const U rounded = shr<16>(_mm256_add_epi32(b, _mm256_add_epi32(odd, set(0x7fffu))));
+    const U nan = bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    const U half = _mm256_blendv_epi8(rounded, or_(shr<16>(b), set(0x40u)), nan);
+    const U packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), lower(packed));
+  }
+  static REPARAM_FUSED_INLINE void store(Half* p, F x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  // Lane i takes counter first + order(i), chosen so that to_memory_order needs
+  // shuffles within 128 bits only.
+  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
+    add_order(first, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), low, high);
+  }
+  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
+    add_order(first, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7), low, high);
+  }
+  static REPARAM_FUSED_INLINE void add_order(uint64_t first, U order, U& low, U& high) {
+    low = _mm256_add_epi32(set(static_cast<uint32_t>(first)), order);
+    const U no_carry = _mm256_cmpeq_epi32(_mm256_max_epu32(low, order), low); // -1 or 0
+    high = _mm256_add_epi32(set(static_cast<uint32_t>((first >> 32) + 1)), no_carry);
+  }
+
+  static REPARAM_FUSED_INLINE void to_memory_order(F (&n)[4]) {
+    const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(n[0], n[1]));
+    const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(n[0], n[1]));
+    const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(n[2], n[3]));
+    const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(n[2], n[3]));
+    n[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    n[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    n[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    n[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+  }
+  static REPARAM_FUSED_INLINE void to_memory_order(D (&n)[2]) {
+    const D first = n[0];
+    n[0] = {_mm256_unpacklo_pd(first.a, n[1].a), _mm256_unpackhi_pd(first.a, n[1].a)};
+    n[1] = {_mm256_unpacklo_pd(first.b, n[1].b), _mm256_unpackhi_pd(first.b, n[1].b)};
+  }
+};
+
+} // namespace reparam_fused

@@ -1,0 +1,153 @@
+#pragma once
+
+// Included between the target pragmas of avx512.cpp; immintrin.h comes before.
+
+#include "../common/scalar.h"
+
+namespace reparam_fused {
+
+// Sixteen lanes: AVX-512 F, DQ, BW, VL. Members as in scalar.h.
+struct Avx512 {
+  struct D {
+    __m512d a, b; // lanes 0-7 and 8-15
+  };
+  struct Q {
+    __m512i a, b;
+  };
+  using F = __m512;
+  using U = __m512i;
+  static constexpr int kLanes = 16;
+  static constexpr const char* kName = "avx512";
+
+  static REPARAM_FUSED_INLINE F set(float x) { return _mm512_set1_ps(x); }
+  static REPARAM_FUSED_INLINE D set(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+  static REPARAM_FUSED_INLINE U set(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+  static REPARAM_FUSED_INLINE Q set(uint64_t x) {
+    const U q = _mm512_set1_epi64(static_cast<long long>(x));
+    return {q, q};
+  }
+  static REPARAM_FUSED_INLINE F fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+  static REPARAM_FUSED_INLINE F sub(F x, F y) { return _mm512_sub_ps(x, y); }
+  static REPARAM_FUSED_INLINE F mul(F x, F y) { return _mm512_mul_ps(x, y); }
+  static REPARAM_FUSED_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
+  // min and max give their second operand where one is NaN
+  static REPARAM_FUSED_INLINE F clamp(F x, F low, F high) {
+    return _mm512_min_ps(high, _mm512_max_ps(low, x));
+  }
+  static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
+    return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)};
+  }
+  static REPARAM_FUSED_INLINE D sub(D x, D y) { return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D mul(D x, D y) { return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm512_sqrt_pd(x.a), _mm512_sqrt_pd(x.b)}; }
+  static REPARAM_FUSED_INLINE D clamp(D x, D low, D high) {
+    return {_mm512_min_pd(high.a, _mm512_max_pd(low.a, x.a)), _mm512_min_pd(high.b, _mm512_max_pd(low.b, x.b))};
+  }
+
+  static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
+  static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
+
+  static REPARAM_FUSED_INLINE U bits(F x) { return _mm512_castps_si512(x); }
+  static REPARAM_FUSED_INLINE F from_bits(U x) { return _mm512_castsi512_ps(x); }
+  static REPARAM_FUSED_INLINE Q bits(D x) { return {_mm512_castpd_si512(x.a), _mm512_castpd_si512(x.b)}; }
+  static REPARAM_FUSED_INLINE D from_bits(Q x) { return {_mm512_castsi512_pd(x.a), _mm512_castsi512_pd(x.b)}; }
+
+  static REPARAM_FUSED_INLINE U and_(U x, U y) { return _mm512_and_si512(x, y); }
+  static REPARAM_FUSED_INLINE U or_(U x, U y) { return _mm512_or_si512(x, y); }
+  static REPARAM_FUSED_INLINE U xor_(U x, U y) { return _mm512_xor_si512(x, y); }
+  static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) { return _mm512_ternarylogic_epi32(x, y, z, 0x96); }
+  static REPARAM_FUSED_INLINE U sub(U x, U y) { return _mm512_sub_epi32(x, y); }
+  template <int n>
+  static REPARAM_FUSED_INLINE U shl(U x) { return _mm512_slli_epi32(x, n); }
+  template <int n>
+  static REPARAM_FUSED_INLINE U shr(U x) { return _mm512_srli_epi32(x, n); }
+  static REPARAM_FUSED_INLINE Q and_(Q x, Q y) { return {and_(x.a, y.a), and_(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q or_(Q x, Q y) { return {or_(x.a, y.a), or_(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q sub(Q x, Q y) { return {_mm512_sub_epi64(x.a, y.a), _mm512_sub_epi64(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q add(Q x, Q y) { return {_mm512_add_epi64(x.a, y.a), _mm512_add_epi64(x.b, y.b)}; }
+  template <int n>
+  static REPARAM_FUSED_INLINE Q shl(Q x) { return {_mm512_slli_epi64(x.a, n), _mm512_slli_epi64(x.b, n)}; }
+  template <int n>
+  static REPARAM_FUSED_INLINE Q shr(Q x) { return {_mm512_srli_epi64(x.a, n), _mm512_srli_epi64(x.b, n)}; }
+
+  // Even and odd lanes are multiplied apart, and put together by shuffles, which
+  // run on another port than the products.
+  static REPARAM_FUSED_INLINE void mulhilo(U x, uint32_t m, U& high, U& low) {
+    const U factor = _mm512_set1_epi64(m);
+    const U even = _mm512_mul_epu32(x, factor);
+    const U odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), factor);
+    high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, static_cast<_MM_PERM_ENUM>(0xf5));
+    low = _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, static_cast<_MM_PERM_ENUM>(0xa0));
+  }
+
+  static REPARAM_FUSED_INLINE F to_float(U x) { return _mm512_cvtepu32_ps(x); }
+  static REPARAM_FUSED_INLINE F signed_to_float(U x) { return _mm512_cvtepi32_ps(x); }
+  static REPARAM_FUSED_INLINE __m256i upper(U x) { return _mm512_extracti64x4_epi64(x, 1); }
+  static REPARAM_FUSED_INLINE __m256i lower(U x) { return _mm512_castsi512_si256(x); }
+  static REPARAM_FUSED_INLINE D to_double(U x) { return {_mm512_cvtepu32_pd(lower(x)), _mm512_cvtepu32_pd(upper(x))}; }
+  static REPARAM_FUSED_INLINE D signed_to_double(U x) {
+    return {_mm512_cvtepi32_pd(lower(x)), _mm512_cvtepi32_pd(upper(x))};
+  }
+
+  static REPARAM_FUSED_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+  static REPARAM_FUSED_INLINE D load(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+  static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return from_bits(shl<16>(_mm512_cvtepu16_epi32(half)));
+  }
+  static REPARAM_FUSED_INLINE F load(const Half* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static REPARAM_FUSED_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
+  static REPARAM_FUSED_INLINE void store(double* p, D x) {
+    _mm512_storeu_pd(p, x.a);
+    _mm512_storeu_pd(p + 8, x.b);
+  }
+  static REPARAM_FUSED_INLINE void store(BFloat16* p, F x) {
+    // Rounded to nearest even by an addition, which could carry a NaN into inf:
+    // a NaN is left alone. Arithmetic made it quiet, so its upper half is one too.
+    const U b = bits(x);
+    const U odd = and_(shr<16>(b), set(1u));
+    const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+    const U rounded = _mm512_mask_add_epi32(b, number, b, _mm512_add_epi32(odd, set(0x7fffu)));
+    const U upper_halves = _mm512_set_epi16(
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const U packed = _mm512_permutexvar_epi16(upper_halves, rounded);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lower(packed));
+  }
+  static REPARAM_FUSED_INLINE void store(Half* p, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+
+  // Lane i takes counter first + order(i), chosen so that to_memory_order needs
+  // shuffles within 128 bits only.
+  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
+    add_order(first, _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), low, high);
+  }
+  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
+    add_order(first, _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), low, high);
+  }
+  static REPARAM_FUSED_INLINE void add_order(uint64_t first, U order, U& low, U& high) {
+    low = _mm512_add_epi32(set(static_cast<uint32_t>(first)), order);
+    high = set(static_cast<uint32_t>(first >> 32));
+    high = _mm512_mask_add_epi32(high, _mm512_cmplt_epu32_mask(low, order), high, set(1u));
+  }
+
+  static REPARAM_FUSED_INLINE void to_memory_order(F (&n)[4]) {
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(n[0], n[1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(n[0], n[1]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(n[2], n[3]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(n[2], n[3]));
+    n[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    n[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    n[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    n[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
+  static REPARAM_FUSED_INLINE void to_memory_order(D (&n)[2]) {
+    const D first = n[0];
+    n[0] = {_mm512_unpacklo_pd(first.a, n[1].a), _mm512_unpackhi_pd(first.a, n[1].a)};
+    n[1] = {_mm512_unpacklo_pd(first.b, n[1].b), _mm512_unpackhi_pd(first.b, n[1].b)};
+  }
+};
+
+} // namespace reparam_fused

@@ -1,0 +1,47 @@
+#include "dispatch.h"
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace reparam_fused {
+namespace {
+
+// Narrowest first.
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> supported{&kScalarKernels};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c");
+  if (avx2) supported.push_back(&kAvx2Kernels);
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
+    supported.push_back(&kAvx512Kernels);
+  }
+#endif
+  return supported;
+}
+
+const Kernels& choose_kernels() {
+  const auto supported = supported_kernels();
+  const char* forced = std::getenv("REPARAM_FUSED_ISA");
+  if (forced == nullptr || *forced == '\0') return *supported.back();
+  std::string names;
+  for (const Kernels* kernels : supported) {
+    if (std::string(forced) == kernels->isa) return *kernels;
+    names += (names.empty() ? "" : ", ") + std::string(kernels->isa);
+  }
+  throw std::runtime_error(
+      "REPARAM_FUSED_ISA is '" + std::string(forced) + "', but this CPU and build have: " + names);
+}
+
+} // namespace
+
+const Kernels& cpu_kernels() {
+  static const Kernels& kernels = choose_kernels();
+  return kernels;
+}
+
+} // namespace reparam_fused

@@ -1,0 +1,164 @@
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mul.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/Generator.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "cpu/dispatch.h"
+
+// The plain eager call, without the cost of a Python autograd.Function: at the
+// size of a VAE's latent that costs more than the kernels. It takes a call only
+// where nothing about it is special and leaves the rest, errors included, to
+// functional.py. autograd.py has the same formulas; the tests run over both.
+
+namespace reparam_fused {
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::Function;
+using torch::autograd::variable_list;
+
+using Op = c10::TypedOperatorHandle<Tensor(const Tensor&, const Tensor&, const Tensor&)>;
+
+Op find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<
+      Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+}
+
+Tensor sample_from_key(const Tensor& mu, const Tensor& log_var, const Tensor& key) {
+  static const Op op = find_op("reparam_fused::sample_from_key");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(mu, log_var, key);
+}
+
+Tensor sample_backward(const Tensor& grad_z, const Tensor& log_var, const Tensor& key) {
+  static const Op op = find_op("reparam_fused::sample_backward");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(grad_z, log_var, key);
+}
+
+// grad_log_var = grad_z eps sigma / 2, which depends on log_var by a factor
+// exp(log_var / 2): its own derivative is the same function, halved.
+struct FusedSampleBackward : Function<FusedSampleBackward> {
+  static Tensor forward(
+      AutogradContext* ctx, const Tensor& grad_z, const Tensor& log_var, const Tensor& key) {
+    ctx->save_for_backward({grad_z, log_var, key});
+    return sample_backward(grad_z, log_var, key);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &grad_z = saved[0], &log_var = saved[1], &key = saved[2], &grad = grads[0];
+    Tensor grad_grad_z, grad_log_var;
+    if (!grad.defined()) return {grad_grad_z, grad_log_var, Tensor()};
+    if (ctx->needs_input_grad(0)) grad_grad_z = apply(grad, log_var, key);
+    if (ctx->needs_input_grad(1)) grad_log_var = apply(at::mul(grad, grad_z), log_var, key).mul(0.5);
+    return {grad_grad_z, grad_log_var, Tensor()};
+  }
+};
+
+// z = mu + sigma eps: grad_mu is grad_z itself.
+struct FusedSample : Function<FusedSample> {
+  static Tensor forward(
+      AutogradContext* ctx, const Tensor& mu, const Tensor& log_var, const Tensor& key) {
+    if (log_var.requires_grad()) ctx->save_for_backward({log_var, key});
+    return sample_from_key(mu, log_var, key);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor& grad_z = grads[0];
+    Tensor grad_log_var;
+    if (grad_z.defined() && ctx->needs_input_grad(1)) {
+      const auto saved = ctx->get_saved_variables();
+      grad_log_var = at::GradMode::is_enabled()
+          ? FusedSampleBackward::apply(grad_z, saved[0], saved[1])
+          : sample_backward(grad_z, saved[0], saved[1]);
+    }
+    return {grad_z, grad_log_var, Tensor()};
+  }
+};
+
+// Nothing listens to or transforms the calls of this thread: no functorch
+// level, dispatch mode, tracer or torch function mode.
+bool plain_thread() {
+  static const c10::DispatchKeySet usual =
+      c10::default_included_set | c10::autocast_dispatch_keyset;
+  return (c10::impl::tls_local_dispatch_key_set().included_ - usual).empty() &&
+      !at::impl::torch_function_mode_enabled();
+}
+
+// A dense CPU tensor of torch's own class, without a forward-mode tangent.
+bool plain_tensor(py::handle object) {
+  if (!THPVariable_CheckExact(object.ptr())) return false;
+  const Tensor& t = THPVariable_Unpack(object.ptr());
+  return t.device().is_cpu() && t.layout() == at::kStrided && !at::isTensorSubclassLike(t) &&
+      !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
+}
+
+bool plain_inputs(const Tensor& mu, const Tensor& log_var) {
+  const auto dtype = mu.scalar_type();
+  return (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf ||
+          dtype == at::kDouble) &&
+      log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes();
+}
+
+// The same key as _validate.py's callers draw: 64 bits of the CPU generator.
+Tensor draw_key(at::CPUGeneratorImpl* generator) {
+  Tensor key = at::empty({2}, at::kUInt64);
+  auto* data = key.mutable_data_ptr<uint64_t>();
+  const std::lock_guard<std::mutex> lock(generator->mutex_);
+  data[0] = generator->random64();
+  data[1] = 0;
+  return key;
+}
+
+// z, or None where the call is not a plain one.
+py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::handle key_object,
+                          py::handle generator_object) {
+  if (!plain_thread() || !plain_tensor(mu_object) || !plain_tensor(log_var_object)) {
+    return py::none();
+  }
+  const Tensor& mu = THPVariable_Unpack(mu_object.ptr());
+  const Tensor& log_var = THPVariable_Unpack(log_var_object.ptr());
+  if (!plain_inputs(mu, log_var)) return py::none();
+
+  Tensor key;
+  if (!key_object.is_none()) {
+    if (!generator_object.is_none() || !plain_tensor(key_object)) return py::none();
+    key = THPVariable_Unpack(key_object.ptr());
+    if (key.scalar_type() != at::kUInt64 || key.sizes() != at::IntArrayRef{2}) return py::none();
+  } else {
+    std::optional<at::Generator> generator;
+    if (!generator_object.is_none()) {
+      if (!THPGenerator_Check(generator_object.ptr())) return py::none();
+      generator = py::cast<at::Generator>(generator_object);
+      if (!generator->device().is_cpu()) return py::none();
+    }
+    const py::gil_scoped_release no_gil;
+    key = draw_key(at::get_generator_or_default<at::CPUGeneratorImpl>(
+        generator, at::detail::getDefaultCPUGenerator()));
+  }
+
+  Tensor z;
+  {
+    const py::gil_scoped_release no_gil;
+    const bool graph =
+        at::GradMode::is_enabled() && (mu.requires_grad() || log_var.requires_grad());
+    z = graph ? FusedSample::apply(mu, log_var, key) : sample_from_key(mu, log_var, key);
+  }
+  return py::cast(z);
+}
+
+} // namespace
+} // namespace reparam_fused
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("reparameterize", &reparam_fused::reparameterize);
+  m.def("isa", [] { return reparam_fused::cpu_kernels().isa; });
+}

@@ -1,0 +1,77 @@
+"""The drop-in call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from . import _ops, _validate
+from .autograd import FusedSample
+from .random import draw_key
+
+# Takes plain eager CPU calls, and gives None for any other.
+_plain_call: Callable[..., Tensor | None] | None = getattr(_ops.extension, "reparameterize", None)
+
+
+def fused_reparameterize(
+    mu: Tensor,
+    log_var: Tensor,
+    *,
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Draw :math:`z = \mu + \exp(\tfrac{1}{2}\,\mathrm{log\_var}) \cdot \epsilon`,
+    :math:`\epsilon \sim N(0, 1)`, in one pass.
+
+    A drop-in for ``mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)`` (Kingma and
+    Welling, Auto-Encoding Variational Bayes, 2013), with gradients of every order. The
+    backward draws eps again: it keeps ``log_var`` and a 16-byte key, and the gradient of
+    ``mu`` is that of ``z`` itself.
+
+    With a key, the result is a pure function of the arguments, with the same bits on
+    every backend in float32, float16 and bfloat16 (float64: within a few ULP). Without
+    one, a key is drawn from the generator, so that ``torch.manual_seed``,
+    ``fork_rng``, checkpointing and ``torch.Generator`` work as with ``torch.randn``.
+
+    Args:
+        mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
+        log_var (Tensor): log of the variance, :math:`2 \ln \sigma`; broadcasts with ``mu``.
+        key (Tensor, optional): uint64 key from :func:`reparam_fused.key`, of shape ``(2,)``,
+            or ``(*batch, 2)`` to give each slice of the leading dimensions its own stream.
+        generator (torch.Generator, optional): where the key is drawn when none is given.
+            Default: the default generator of the device.
+
+    Returns:
+        Tensor: z, of the broadcast shape, with ``torch.result_type(mu, log_var)`` and the
+        memory format that ``mu + log_var`` has. Half types are computed in float32 and
+        rounded once.
+
+    Raises:
+        TypeError: an argument is not a dense tensor of a supported dtype.
+        RuntimeError: shapes that do not broadcast, or different devices.
+        ValueError: both a key and a generator.
+
+    NaN and infinity are data: they follow IEEE 754 and stay in their own element.
+
+    Example::
+
+        >>> import torch, reparam_fused
+        >>> mu, log_var = torch.zeros(3), torch.zeros(3)
+        >>> reparam_fused.fused_reparameterize(mu, log_var, key=reparam_fused.key(42))
+        tensor([-0.9702,  0.1940, -1.2356])
+    """
+    if _plain_call is not None and not torch.compiler.is_compiling():
+        z = _plain_call(mu, log_var, key, generator)
+        if z is not None:
+            return z
+    if has_torch_function((mu, log_var)):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            fused_reparameterize, (mu, log_var), mu, log_var, key=key, generator=generator
+        )
+    _validate.check_reparameterize(mu, log_var, key, generator)
+    if key is None:
+        key = draw_key(mu.device, generator)
+    return FusedSample.apply(mu, log_var, key)  # type: ignore[no-any-return]

@@ -1,0 +1,183 @@
+"""The noise contract in plain torch operations: slow, readable, any device.
+
+This is the oracle of the tests and the fallback where nothing is compiled. It
+shares no code with csrc, and gives the same bits in float32 and in the rounded
+half types; float64 goes through torch's own log, cos, sin and exp, and agrees
+within a few ULP.
+
+The stream is that of ``torch.func._random.normal``: Philox-4x32-10 (Salmon et
+al., SC11), four normals a counter (two in float64), by Box-Muller. A key is
+``(seed, offset)``; element ``i`` takes counter ``offset + i // 4``, lane ``i % 4``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+
+_LOW_WORD = 0xFFFFFFFF
+
+
+def philox(counter: Words, seed: Tensor) -> Words:
+    """Ten rounds of Philox-4x32 on 32-bit words held in int64; seed is int64, all 64 bits."""
+    c0, c1, c2, c3 = counter
+    key0, key1 = seed & _LOW_WORD, (seed >> 32) & _LOW_WORD
+    for _ in range(10):
+        # int64 products wrap, which leaves the same 64 bits as unsigned ones.
+        product0, product1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = (
+            ((product1 >> 32) & _LOW_WORD) ^ c1 ^ key0,
+            product1 & _LOW_WORD,
+            ((product0 >> 32) & _LOW_WORD) ^ c3 ^ key1,
+            product0 & _LOW_WORD,
+        )
+        key0, key1 = (key0 + 0x9E3779B9) & _LOW_WORD, (key1 + 0xBB67AE85) & _LOW_WORD
+    return c0, c1, c2, c3
+
+
+def words(key: Tensor, blocks: Tensor) -> Words:
+    """The Philox words at ``offset + blocks`` of uint64 keys ``(*batch, 2)``: ``(*batch, n)``."""
+    seed, offset = key.view(torch.int64).unsqueeze(-1).unbind(-2)
+    position = offset + blocks
+    zero = torch.zeros_like(position)
+    return philox((position & _LOW_WORD, (position >> 32) & _LOW_WORD, zero, zero), seed)
+
+
+def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
+    """a * b + c of float32 values, rounded once.
+
+    The product is exact in float64. The sum is not: it is rounded to odd, which
+    the rounding to float32 cannot mistake for a tie.
+    """
+    a, b, c = (x.double() if isinstance(x, Tensor) else x for x in (a, b, c))
+    product = torch.as_tensor(a * b)
+    total = product + c
+    part = total - product
+    error = (product - (total - part)) + (c - part)
+    bits = total.view(torch.int64)
+    to_odd = (error != 0) & total.isfinite() & (bits & 1 == 0)
+    away = torch.where((error > 0) == (total > 0), 1, -1)
+    return torch.where(to_odd, bits + away, bits).view(torch.float64).float()
+
+
+def _polynomial(y: Tensor, *coefficients: str) -> Tensor:
+    """Horner's rule, highest power first, one fma a coefficient (hexadecimal)."""
+    first, *rest = (float.fromhex(c) for c in coefficients)
+    value = torch.full_like(y, first)
+    for c in rest:
+        value = fma(value, y, c)
+    return value
+
+
+def _radius(w: Tensor) -> Tensor:
+    """sqrt(-2 ln u) with u = (w + 1/2) / 2^32."""
+    u = fma(w.float(), 2.0**-32, 2.0**-33)
+    bits = u.view(torch.int32)
+    exponent = (bits - 0x3F3504F3) & -0x800000
+    f = (bits - exponent).view(torch.float32) - 1.0
+    q = _polynomial(
+        f, "-0x1.5d8646p-3", "0x1.243c02p-2", "-0x1.32bcb8p-2", "0x1.53846ep-2", "-0x1.98b290p-2",
+        "0x1.00038cp-1", "-0x1.555796p-1", "0x1.fffffep-1", "-0x1p+1",
+    )  # fmt: skip
+    square = fma(f, q, exponent.float() * float.fromhex("-0x1.62e430p-23"))
+    # torch.sqrt is off by an ULP in 0.7 % of float32 inputs where it goes through
+    # MKL. No float32 has a root within an ULP of float64 of a tie.
+    return square.double().sqrt().float()
+
+
+def _box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
+    """Two words to two float32 normals: radius times (cos, sin) of 2 pi w1 / 2^32."""
+    # Modulo half a turn, as a signed number of 2^-32 half turns; pi x is the angle.
+    doubled = (((w1 << 1) + 2**31) & _LOW_WORD) - 2**31
+    x = doubled.float() * 2.0**-32
+    y = x * x
+    sin = x * _polynomial(
+        y, "0x1.3e1420p-4", "-0x1.32531ep-1", "0x1.4668f0p+1", "-0x1.4abbc4p+2", "0x1.921fb6p+1"
+    )
+    cos = _polynomial(
+        y, "-0x1.937d98p-6", "0x1.e16eacp-3", "-0x1.55d24ap+0", "0x1.03c1eep+2", "-0x1.3bd3ccp+2",
+        "0x1p+0",
+    )  # fmt: skip
+    odd = (w1 ^ (w1 << 1)) >> 31 & 1
+    radius = _radius(w0)
+    radius = torch.where(odd == 1, -radius, radius)
+    return radius * cos, radius * sin
+
+
+def _box_muller_double(w: Words) -> tuple[Tensor, Tensor]:
+    """Four words to two float64 normals."""
+    high0, low0, high1, low1 = (x.double() for x in w)
+    u = (high0 * 2.0**32 + low0) * 2.0**-64 + 2.0**-65
+    angle = (high1 * 2.0**32 + low1) * 2.0**-64 * (2 * math.pi)
+    radius = (-2 * u.log()).sqrt()
+    return radius * angle.cos(), radius * angle.sin()
+
+
+def slice_keys(key: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
+    """One key ``(n, 2)`` for each of the n slices that key tells apart, and a slice's length.
+
+    The batch dimensions of a key stand for the leading dimensions of shape;
+    trailing ones of size 1 leave their dimension within the slice.
+    """
+    batch = list(key.shape[:-1])
+    while batch and batch[-1] == 1:
+        batch.pop()
+    keys = key.reshape(*batch, 2).expand(*shape[: len(batch)], 2)
+    return keys.reshape(-1, 2), math.prod(shape[len(batch) :])
+
+
+def noise(key: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The standard normals of a call with this key: float64 for float64, else float32."""
+    keys, length = slice_keys(key, shape)
+    per_block = 2 if dtype == torch.float64 else 4
+    blocks = torch.arange(-(-length // per_block), device=key.device)
+    w = words(keys, blocks)
+    if dtype == torch.float64:
+        lanes = _box_muller_double(w)
+    else:
+        lanes = _box_muller(w[0], w[1]) + _box_muller(w[2], w[3])  # type: ignore[assignment]
+    return torch.stack(lanes, -1).flatten(-2)[:, :length].reshape(shape)
+
+
+def sigma(log_var: Tensor) -> Tensor:
+    """exp(log_var / 2), in float64 or with the bits of the contract in float32."""
+    if log_var.dtype == torch.float64:
+        return torch.exp(0.5 * log_var)
+    # 2^(2 h + t): the sum ends in steps of 2, and its last bits are h + 127.
+    x = log_var.clamp(-256.0, 256.0)
+    magic = 1.5 * 2.0**24 + 254.0
+    high, low = float.fromhex("0x1.715476p-1"), float.fromhex("0x1.4ae0c0p-27")
+    shifted = fma(x, high, magic)
+    t = fma(x, low, fma(x, high, magic - shifted))
+    p = _polynomial(
+        t, "0x1.02e730p-16", "0x1.47eb04p-13", "0x1.5d81fap-10", "0x1.3b20eep-7", "0x1.c6b094p-5",
+        "0x1.ebfbf4p-3", "0x1.62e430p-1", "0x1p+0",
+    )  # fmt: skip
+    scale = (shifted.view(torch.int32) << 23).view(torch.float32)
+    return p * scale * scale
+
+
+def _operands(x: Tensor, log_var: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, sigma and eps in the arithmetic dtype, and a tensor for the result."""
+    out = torch.empty_like(torch.add(x, log_var))  # has add's dtype, shape and strides
+    eps = noise(key, out.shape, out.dtype)
+    x, log_var = (t.to(out.dtype).to(eps.dtype).expand(out.shape) for t in (x, log_var))
+    return x, sigma(log_var), eps, out
+
+
+def sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    """z = mu + sigma * eps."""
+    mu, scale, eps, out = _operands(mu, log_var, key)
+    z = mu + scale * eps if eps.dtype == torch.float64 else fma(scale, eps, mu)
+    return out.copy_(z)
+
+
+def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    """grad_log_var = grad_z * eps * sigma / 2, in the shape of grad_z."""
+    grad_z, scale, eps, out = _operands(grad_z, log_var, key)
+    return out.copy_((grad_z * eps) * (scale * 0.5))
