@@ -97,8 +97,8 @@ bool plain_thread() {
 bool plain_tensor(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
   const Tensor& t = THPVariable_Unpack(object.ptr());
-  return t.device().is_cpu() && t.layout() == at::kStrided && !at::isTensorSubclassLike(t) &&
-      !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
+  return t.device().is_cpu() && t.layout() == at::kStrided && !t.is_nested() &&
+      !at::isTensorSubclassLike(t) && !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
 }
 
 bool plain_inputs(const Tensor& mu, const Tensor& log_var) {

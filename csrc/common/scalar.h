@@ -96,6 +96,11 @@ struct Scalar {
     return x < low ? low : (x > high ? high : x);
   }
 
+  // -x where the top bit of word is set
+  static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
+    return from_bits(bits(x) ^ (word & 0x80000000u));
+  }
+
   static REPARAM_FUSED_INLINE F half(F x) { return mul(x, 0.5f); }
   static REPARAM_FUSED_INLINE D half(D x) { return mul(x, 0.5); }
 

@@ -35,6 +35,9 @@ struct Avx2 {
   static REPARAM_FUSED_INLINE F clamp(F x, F low, F high) {
     return _mm256_min_ps(high, _mm256_max_ps(low, x));
   }
+  static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
+    return _mm256_xor_ps(x, from_bits(and_(word, set(0x80000000u))));
+  }
   static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};

@@ -44,6 +44,9 @@ struct Avx512 {
     return {_mm512_min_pd(high.a, _mm512_max_pd(low.a, x.a)), _mm512_min_pd(high.b, _mm512_max_pd(low.b, x.b))};
   }
 
+  static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
+    return from_bits(_mm512_ternarylogic_epi32(bits(x), word, set(0x80000000u), 0x78));  // x ^ (w & s)
+  }
   static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
   static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
 

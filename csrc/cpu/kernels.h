@@ -33,9 +33,9 @@ struct Kernels {
   Kernel sample_backward[kDTypes];
 };
 
-// A thread's share should be a multiple of this, so that no tile is cut: it is
-// the longest tile, of 16 counters with 4 elements each.
-constexpr int64_t kMaxTile = 64;
+// A thread's share is a multiple of this, so that no tile is cut: it is the
+// longest one, of 2 x 16 counters with 4 elements each.
+constexpr int64_t kMaxTile = 128;
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)

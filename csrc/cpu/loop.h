@@ -3,6 +3,7 @@
 #include "../common/reparam.h"
 #include "../common/scalar.h"
 #include "kernels.h"
+#include "twice.h"
 
 // The one loop over elements. It is included by one file for each ISA, under
 // that ISA's target pragmas: everything here is a template over the lane type,
@@ -71,94 +72,124 @@ class Cursor {
   int64_t index_[kMaxDims];
 };
 
-// kLanes counters' worth of elements.
+// kLanes counters' worth of elements, contiguous in memory.
 template <class V, class T, class Op>
 REPARAM_FUSED_INLINE void compute_tile(
     const T* x, const T* log_var, T* out, uint64_t first_counter, uint64_t seed) {
+  constexpr int kRegisters = Element<V, T>::kPerCounter;
   using R = typename Element<V, T>::Register;
-  R eps[Element<V, T>::kPerCounter];
+  R eps[kRegisters];
   normals<V>(first_counter, seed, eps);
 #if !defined(_MSC_VER)
 #pragma GCC unroll 4
 #endif
-  for (int j = 0; j < Element<V, T>::kPerCounter; ++j) {
+  for (int j = 0; j < kRegisters; ++j) {
     const int at = j * V::kLanes;
     const R value = Op::template apply<V, R>(V::load(x + at), V::load(log_var + at), eps[j]);
     V::store(out + at, value);
   }
 }
 
+// A tile at a time: a wide one where as many elements are left, a narrow one for
+// what remains, and for what is cut by the end of the range or of a slice.
 template <class V, class T, class Op>
-void run_kernel(const Problem& p, int64_t begin, int64_t end) {
-  constexpr int kPerCounter = Element<V, T>::kPerCounter;
-  constexpr int kTile = V::kLanes * kPerCounter;
-  const int inner = p.ndim - 1;
-  const int64_t x_stride = p.x_strides[inner];
-  const int64_t log_var_stride = p.log_var_strides[inner];
-  const int64_t out_stride = p.out_strides[inner];
-  const T* const x = static_cast<const T*>(p.x);
-  const T* const log_var = static_cast<const T*>(p.log_var);
-  T* const out = static_cast<T*>(p.out);
+class Loop {
+ public:
+  explicit REPARAM_FUSED_INLINE Loop(const Problem& p, int64_t begin)
+      : cursor_(p, begin),
+        x_(static_cast<const T*>(p.x)),
+        log_var_(static_cast<const T*>(p.log_var)),
+        out_(static_cast<T*>(p.out)),
+        x_stride_(p.x_strides[p.ndim - 1]),
+        log_var_stride_(p.log_var_strides[p.ndim - 1]),
+        out_stride_(p.out_strides[p.ndim - 1]) {}
 
-  // Where a tile is cut, or an operand is not contiguous over it, its elements
-  // are gathered here. Zeroed, so that unused lanes compute on numbers.
-  alignas(64) T x_tile[kTile] = {};
-  alignas(64) T log_var_tile[kTile] = {};
-  alignas(64) T out_tile[kTile];
-  Run runs[kTile];
-
-  Cursor<V> cursor(p, begin);
-  int64_t position = begin;
-  while (position < end) {
-    // The noise index starts from 0 in each slice.
-    const int64_t slice = position / p.slice_numel;
-    const uint64_t seed = p.keys[2 * slice];
-    const uint64_t offset = p.keys[2 * slice + 1];
-    int64_t index = position - slice * p.slice_numel;
-    const int64_t slice_left = p.slice_numel - index;
-    const int64_t stop = index + (slice_left < end - position ? slice_left : end - position);
-    position += stop - index;
-
+  // The elements of noise index [index, stop) under one key; the first of them is
+  // where the cursor stands.
+  REPARAM_FUSED_INLINE void slice(uint64_t seed, uint64_t offset, int64_t index, int64_t stop) {
     while (index < stop) {
-      const int skipped = static_cast<int>(index % kTile);
-      const int count = static_cast<int>(stop - index < kTile - skipped ? stop - index : kTile - skipped);
+      const int skipped = static_cast<int>(index % kNarrow);
       const uint64_t counter = offset + static_cast<uint64_t>((index - skipped) / kPerCounter);
-      index += count;
-
-      int n_runs = 0;
-      for (int done = 0; done < count; done += runs[n_runs++].length) {
-        runs[n_runs] = cursor.next(count - done);
-      }
-      const bool whole = n_runs == 1 && count == kTile;
-
-      const T* x_in = x + runs[0].x;
-      if (!(whole && x_stride == 1)) {
-        T* to = x_tile + skipped;
-        for (int r = 0; r < n_runs; ++r) {
-          for (int i = 0; i < runs[r].length; ++i) *to++ = x[runs[r].x + i * x_stride];
-        }
-        x_in = x_tile;
-      }
-      const T* log_var_in = log_var + runs[0].log_var;
-      if (!(whole && log_var_stride == 1)) {
-        T* to = log_var_tile + skipped;
-        for (int r = 0; r < n_runs; ++r) {
-          for (int i = 0; i < runs[r].length; ++i) {
-            *to++ = log_var[runs[r].log_var + i * log_var_stride];
-          }
-        }
-        log_var_in = log_var_tile;
-      }
-      if (whole && out_stride == 1) {
-        compute_tile<V, T, Op>(x_in, log_var_in, out + runs[0].out, counter, seed);
-        continue;
-      }
-      compute_tile<V, T, Op>(x_in, log_var_in, out_tile, counter, seed);
-      const T* from = out_tile + skipped;
-      for (int r = 0; r < n_runs; ++r) {
-        for (int i = 0; i < runs[r].length; ++i) out[runs[r].out + i * out_stride] = *from++;
+      const int64_t left = stop - index;
+      if (skipped == 0 && left >= kWide) {
+        tile<Twice<V>>(seed, counter, 0, kWide);
+        index += kWide;
+      } else {
+        const int count = static_cast<int>(left < kNarrow - skipped ? left : kNarrow - skipped);
+        tile<V>(seed, counter, skipped, count);
+        index += count;
       }
     }
+  }
+
+ private:
+  static constexpr int kPerCounter = Element<V, T>::kPerCounter;
+  static constexpr int kNarrow = V::kLanes * kPerCounter;
+  static constexpr int kWide = 2 * kNarrow;
+
+  // Operands that are contiguous over the whole tile are used where they lie,
+  // others by way of a buffer.
+  template <class W>
+  REPARAM_FUSED_INLINE void tile(uint64_t seed, uint64_t counter, int skipped, int count) {
+    int n_runs = 0;
+    for (int done = 0; done < count; done += runs_[n_runs++].length) {
+      runs_[n_runs] = cursor_.next(count - done);
+    }
+    const bool whole = n_runs == 1 && count == W::kLanes * kPerCounter;
+    const T* x = x_ + runs_[0].x;
+    const T* log_var = log_var_ + runs_[0].log_var;
+    if (!whole || x_stride_ != 1) x = gather(x_, &Run::x, x_stride_, n_runs, x_tile_, skipped);
+    if (!whole || log_var_stride_ != 1) {
+      log_var = gather(log_var_, &Run::log_var, log_var_stride_, n_runs, log_var_tile_, skipped);
+    }
+    if (whole && out_stride_ == 1) {
+      compute_tile<W, T, Op>(x, log_var, out_ + runs_[0].out, counter, seed);
+    } else {
+      compute_tile<W, T, Op>(x, log_var, out_tile_, counter, seed);
+      scatter(n_runs, skipped);
+    }
+  }
+
+  REPARAM_FUSED_INLINE const T* gather(
+      const T* from, int64_t Run::*place, int64_t stride, int n_runs, T* tile, int skipped) {
+    T* to = tile + skipped;
+    for (int r = 0; r < n_runs; ++r) {
+      const T* run = from + runs_[r].*place;
+      for (int i = 0; i < runs_[r].length; ++i) *to++ = run[i * stride];
+    }
+    return tile;
+  }
+
+  REPARAM_FUSED_INLINE void scatter(int n_runs, int skipped) {
+    const T* from = out_tile_ + skipped;
+    for (int r = 0; r < n_runs; ++r) {
+      T* run = out_ + runs_[r].out;
+      for (int i = 0; i < runs_[r].length; ++i) run[i * out_stride_] = *from++;
+    }
+  }
+
+  Cursor<V> cursor_;
+  const T* const x_;
+  const T* const log_var_;
+  T* const out_;
+  const int64_t x_stride_, log_var_stride_, out_stride_;
+  Run runs_[kWide];
+  // Zeroed, so that the lanes without an element compute on numbers.
+  alignas(64) T x_tile_[kWide] = {};
+  alignas(64) T log_var_tile_[kWide] = {};
+  alignas(64) T out_tile_[kWide];
+};
+
+template <class V, class T, class Op>
+void run_kernel(const Problem& p, int64_t begin, int64_t end) {
+  Loop<V, T, Op> loop(p, begin);
+  for (int64_t position = begin; position < end;) {
+    const int64_t slice = position / p.slice_numel;
+    const int64_t index = position - slice * p.slice_numel;
+    const int64_t slice_left = p.slice_numel - index;
+    const int64_t taken = slice_left < end - position ? slice_left : end - position;
+    loop.slice(p.keys[2 * slice], p.keys[2 * slice + 1], index, index + taken);
+    position += taken;
   }
 }
 

@@ -86,6 +86,7 @@ std::pair<at::Tensor, int64_t> slice_keys(const at::Tensor& key, const at::Tenso
           key.size(-1) == 2 && key.dim() <= out.dim() + 1,
       "reparam_fused: expected a uint64 key of shape (2,) or (*batch, 2) on the CPU, got ",
       key.scalar_type(), " ", key.sizes(), " on ", key.device());
+  if (key.dim() == 1) return {key.contiguous(), out.numel()};
   int64_t batch_dims = key.dim() - 1;
   while (batch_dims > 0 && key.size(batch_dims - 1) == 1) --batch_dims;
   auto shape = out.sizes().slice(0, batch_dims).vec();
@@ -95,6 +96,12 @@ std::pair<at::Tensor, int64_t> slice_keys(const at::Tensor& key, const at::Tenso
   int64_t slice_numel = 1;
   for (int64_t d = batch_dims; d < out.dim(); ++d) slice_numel *= out.size(d);
   return {keys.expand(shape).contiguous(), slice_numel};
+}
+
+// Most calls need neither step, and small ones would feel their cost.
+at::Tensor as_operand(const at::Tensor& t, const at::Tensor& out) {
+  if (t.scalar_type() == out.scalar_type() && t.sizes() == out.sizes()) return t;
+  return t.to(out.scalar_type()).expand(out.sizes());
 }
 
 at::Tensor launch(
@@ -107,8 +114,8 @@ at::Tensor launch(
   const int64_t numel = out.numel();
   if (numel == 0) return out;
 
-  const at::Tensor x = x_any.to(dtype).expand(out.sizes());
-  const at::Tensor log_var = log_var_any.to(dtype).expand(out.sizes());
+  const at::Tensor x = as_operand(x_any, out);
+  const at::Tensor log_var = as_operand(log_var_any, out);
   const Dimensions dims = merged_dimensions(x, log_var, out);
   c10::SmallVector<int64_t, 32> table;
   for (const auto& d : dims) table.push_back(d.size);

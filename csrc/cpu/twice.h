@@ -1,0 +1,99 @@
+#pragma once
+
+#include "../common/macros.h"
+
+#include <cstdint>
+
+namespace reparam_fused {
+
+// Two registers of V as one lane type. The rounds of Philox are one chain of
+// dependent operations; two chains, written in step, keep the ports busy where
+// the scheduler of the CPU could not see from one tile to the next.
+template <class V>
+struct Twice {
+  template <class R>
+  struct Both {
+    R a, b;
+  };
+  using F = Both<typename V::F>;
+  using D = Both<typename V::D>;
+  using U = Both<typename V::U>;
+  using Q = Both<typename V::Q>;
+  static constexpr int kLanes = 2 * V::kLanes;
+
+  template <class T>
+  static REPARAM_FUSED_INLINE auto set(T x) {
+    return Both<decltype(V::set(x))>{V::set(x), V::set(x)};
+  }
+#define REPARAM_FUSED_TWICE(name)                                                   \
+  template <class R, class... Rest>                                                 \
+  static REPARAM_FUSED_INLINE auto name(const Both<R>& x, const Rest&... rest) {    \
+    return Both<decltype(V::name(x.a, rest.a...))>{                                 \
+        V::name(x.a, rest.a...), V::name(x.b, rest.b...)};                          \
+  }
+  REPARAM_FUSED_TWICE(fma)
+  REPARAM_FUSED_TWICE(add)
+  REPARAM_FUSED_TWICE(sub)
+  REPARAM_FUSED_TWICE(mul)
+  REPARAM_FUSED_TWICE(sqrt)
+  REPARAM_FUSED_TWICE(clamp)
+  REPARAM_FUSED_TWICE(half)
+  REPARAM_FUSED_TWICE(flip_sign)
+  REPARAM_FUSED_TWICE(bits)
+  REPARAM_FUSED_TWICE(from_bits)
+  REPARAM_FUSED_TWICE(and_)
+  REPARAM_FUSED_TWICE(or_)
+  REPARAM_FUSED_TWICE(xor_)
+  REPARAM_FUSED_TWICE(xor3)
+  REPARAM_FUSED_TWICE(to_float)
+  REPARAM_FUSED_TWICE(signed_to_float)
+  REPARAM_FUSED_TWICE(to_double)
+  REPARAM_FUSED_TWICE(signed_to_double)
+#undef REPARAM_FUSED_TWICE
+  template <int n, class R>
+  static REPARAM_FUSED_INLINE Both<R> shl(const Both<R>& x) {
+    return {V::template shl<n>(x.a), V::template shl<n>(x.b)};
+  }
+  template <int n, class R>
+  static REPARAM_FUSED_INLINE Both<R> shr(const Both<R>& x) {
+    return {V::template shr<n>(x.a), V::template shr<n>(x.b)};
+  }
+  static REPARAM_FUSED_INLINE void mulhilo(const U& x, uint32_t m, U& high, U& low) {
+    V::mulhilo(x.a, m, high.a, low.a);
+    V::mulhilo(x.b, m, high.b, low.b);
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE auto load(const T* p) {
+    return Both<decltype(V::load(p))>{V::load(p), V::load(p + V::kLanes)};
+  }
+  template <class T, class R>
+  static REPARAM_FUSED_INLINE void store(T* p, const Both<R>& x) {
+    V::store(p, x.a);
+    V::store(p + V::kLanes, x.b);
+  }
+
+  // The first register takes the first kLanes counters, the second the others,
+  // so that their elements come one after the other.
+  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
+    V::float_counters(first, low.a, high.a);
+    V::float_counters(first + V::kLanes, low.b, high.b);
+  }
+  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
+    V::double_counters(first, low.a, high.a);
+    V::double_counters(first + V::kLanes, low.b, high.b);
+  }
+  template <class R, int n>
+  static REPARAM_FUSED_INLINE void to_memory_order(Both<R> (&x)[n]) {
+    R a[n], b[n];
+    for (int i = 0; i < n; ++i) a[i] = x[i].a, b[i] = x[i].b;
+    V::to_memory_order(a);
+    V::to_memory_order(b);
+    // x[i] is stored as a, b
+    for (int i = 0; i < n; ++i) {
+      const int p = 2 * i, q = 2 * i + 1;
+      x[i] = {p < n ? a[p] : b[p - n], q < n ? a[q] : b[q - n]};
+    }
+  }
+};
+
+} // namespace reparam_fused

@@ -1,0 +1,288 @@
+// Holds the numeric helpers of csrc/common to their stated errors, and the lane
+// types to each other's bits. Compiled by test_numerics.py for the machine it
+// runs on.
+//
+//   numerics [stride]   every stride-th of the 2^32 words (default 1: all)
+//
+// prints one line a result: a name and the largest error in ULP (or, where the
+// name says so, absolute), or the number of lanes whose bits differ.
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/common/reparam.h"
+#include "../../csrc/cpu/twice.h"
+#if defined(__AVX2__)
+#include "../../csrc/cpu/avx2.h"
+#endif
+#if defined(__AVX512F__)
+#include "../../csrc/cpu/avx512.h"
+#endif
+
+using namespace reparam_fused;
+
+namespace {
+
+#if defined(__AVX512F__)
+using Wide = Twice<Avx512>;
+#elif defined(__AVX2__)
+using Wide = Twice<Avx2>;
+#else
+using Wide = Twice<Scalar>;
+#endif
+
+// The distance from `exact` in units of the last place that T has there.
+template <class T>
+double ulps(T got, long double exact) {
+  if (std::isnan(got) || std::isnan(exact)) return std::isnan(got) && std::isnan(exact) ? 0 : 1e30;
+  if (std::isinf(got)) {
+    const long double largest = std::numeric_limits<T>::max();
+    const long double half_step = std::ldexp(0.5L, std::numeric_limits<T>::max_exponent - std::numeric_limits<T>::digits);
+    return std::signbit(got) == std::signbit(exact) && std::fabs(exact) >= largest - half_step ? 0 : 1e30;
+  }
+  int exponent;
+  std::frexp(exact, &exponent);
+  const int lowest = std::numeric_limits<T>::min_exponent;
+  if (exact == 0 || exponent < lowest) exponent = lowest;
+  const long double ulp = std::ldexp(1.0L, exponent - std::numeric_limits<T>::digits);
+  return static_cast<double>(std::fabs(got - exact) / ulp);
+}
+
+double larger(double a, double b) { return a > b ? a : b; }
+double sum(double a, double b) { return a + b; }
+
+// Runs `work(begin, end)` over [0, n) on all cores and joins the results.
+double parallel(uint64_t n, double (*join)(double, double), const std::function<double(uint64_t, uint64_t)>& work) {
+  const unsigned cores = std::thread::hardware_concurrency();
+  std::vector<double> results(cores);
+  std::vector<std::thread> threads;
+  for (unsigned t = 0; t < cores; ++t) {
+    threads.emplace_back([&, t] { results[t] = work(n * t / cores, n * (t + 1) / cores); });
+  }
+  for (auto& thread : threads) thread.join();
+  double result = 0;
+  for (const double r : results) result = join(result, r);
+  return result;
+}
+
+uint64_t stride = 1;
+uint64_t words() { return (uint64_t{1} << 32) / stride; }
+uint32_t word(uint64_t i) { return static_cast<uint32_t>(i * stride); }
+
+void report(const char* name, double value) {
+  std::printf("%s %.9g\n", name, value);
+  std::fflush(stdout);
+}
+
+template <class Error>
+void largest_error(const char* name, Error error) {
+  report(name, parallel(words(), larger, [&](uint64_t begin, uint64_t end) {
+           double worst = 0;
+           for (uint64_t i = begin; i < end; ++i) worst = larger(worst, error(word(i)));
+           return worst;
+         }));
+}
+
+constexpr double kPi = 3.141592653589793238462643;
+
+void float_errors() {
+  largest_error("radius", [](uint32_t w) {
+    const float u = uniform<Scalar>(w);
+    return ulps(radius<Scalar>(u), std::sqrt(-2 * std::log(static_cast<double>(u))));
+  });
+  largest_error("uniform", [](uint32_t w) {
+    const float u = uniform<Scalar>(w);
+    return u >= 0x1p-33f && u <= 1.0f ? ulps(u, std::ldexp(w + 0.5L, -32)) : 1e30;
+  });
+  const auto exact_angle = [](uint32_t w) {
+    const uint32_t folded = w << 1; // modulo half a turn
+    return kPi * static_cast<int32_t>(folded) * 0x1p-32;
+  };
+  largest_error("half_turn sin", [&](uint32_t w) {
+    float cos, sin;
+    const uint32_t flips = half_turn<Scalar>(w, cos, sin) >> 31;
+    const bool odd = w >= 0x40000000u && w < 0xc0000000u;
+    return flips == odd ? ulps(sin, std::sin(exact_angle(w))) : 1e30;
+  });
+  largest_error("half_turn cos absolute", [&](uint32_t w) {
+    float cos, sin;
+    half_turn<Scalar>(w, cos, sin);
+    return std::fabs(cos - std::cos(exact_angle(w)));
+  });
+  largest_error("sigma", [](uint32_t w) {
+    const float log_var = Scalar::from_bits(w);
+    return ulps(sigma<Scalar>(log_var), std::exp(0.5 * static_cast<double>(log_var)));
+  });
+}
+
+// fp64 has too many inputs for all of them: a fixed random sample.
+void double_errors() {
+  const uint64_t n = (uint64_t{1} << 26) / stride;
+  const auto sample = [&](const char* name, const std::function<double(std::mt19937_64&)>& error) {
+    report(name, parallel(n, larger, [&](uint64_t begin, uint64_t end) {
+             std::mt19937_64 random(begin + 1);
+             double worst = 0;
+             for (uint64_t i = begin; i < end; ++i) worst = larger(worst, error(random));
+             return worst;
+           }));
+  };
+  sample("radius double", [](std::mt19937_64& random) {
+    // Half of them near 1, where the radius is small.
+    const uint64_t r = random();
+    const uint64_t w = r & 1 ? random() : ~(random() >> (r >> 58));
+    const double u = uniform<Scalar>(static_cast<uint32_t>(w >> 32), static_cast<uint32_t>(w));
+    return ulps(radius<Scalar>(u), std::sqrt(-2 * std::log(static_cast<long double>(u))));
+  });
+  const auto turn = [](uint64_t w, double& cos, double& sin) {
+    half_turn<Scalar>(static_cast<uint32_t>(w >> 32), static_cast<uint32_t>(w), cos, sin);
+    return 3.14159265358979323846264338327950288L * static_cast<int64_t>(w << 1) * 0x1p-64L;
+  };
+  sample("half_turn double sin", [&](std::mt19937_64& random) {
+    double cos, sin;
+    const long double angle = turn(random(), cos, sin);
+    return ulps(sin, std::sin(angle));
+  });
+  sample("half_turn double cos absolute", [&](std::mt19937_64& random) {
+    double cos, sin;
+    const long double angle = turn(random(), cos, sin);
+    return static_cast<double>(std::fabs(cos - std::cos(angle)));
+  });
+  sample("sigma double", [](std::mt19937_64& random) {
+    const double log_var = std::uniform_real_distribution<double>(-1500, 1430)(random);
+    return ulps(sigma<Scalar>(log_var), std::exp(0.5L * log_var));
+  });
+}
+
+template <class T>
+bool same_bits(T a, T b) {
+  return (a != a && b != b) || Scalar::bits(a) == Scalar::bits(b);
+}
+
+// Wide against Scalar, lane by lane, for one function of a word.
+template <class WideFunction, class ScalarFunction>
+void lanes_differ(const char* name, WideFunction wide, ScalarFunction scalar) {
+  constexpr int n = Wide::kLanes;
+  report(name, parallel(words() / n, sum, [&](uint64_t begin, uint64_t end) {
+           double differ = 0;
+           for (uint64_t i = begin; i < end; ++i) {
+             uint32_t in[n];
+             float out[n];
+             for (int j = 0; j < n; ++j) in[j] = word(i * n + j);
+             Wide::store(out, wide(Wide::bits(Wide::load(reinterpret_cast<const float*>(in)))));
+             for (int j = 0; j < n; ++j) differ += !same_bits(out[j], scalar(in[j]));
+           }
+           return differ;
+         }));
+}
+
+template <class V, class Word>
+auto normal(Word w0, Word w1, int lane) {
+  typename V::F n0, n1;
+  box_muller<V>(w0, w1, n0, n1);
+  return lane ? n1 : n0;
+}
+
+template <class Store>
+void half_store_differs(const char* name) {
+  constexpr int n = Wide::kLanes;
+  report(name, parallel(words() / n, sum, [&](uint64_t begin, uint64_t end) {
+           double differ = 0;
+           for (uint64_t i = begin; i < end; ++i) {
+             uint32_t in[n];
+             Store wide[n], scalar;
+             for (int j = 0; j < n; ++j) in[j] = word(i * n + j);
+             Wide::store(wide, Wide::load(reinterpret_cast<const float*>(in)));
+             for (int j = 0; j < n; ++j) {
+               const float x = Scalar::from_bits(in[j]);
+               Scalar::store(&scalar, x);
+               const float back = Scalar::load(&scalar);
+               const bool quiet = x != x && !(in[j] & 0x00400000u); // kernels store no such NaN
+               differ += !quiet && (wide[j].bits != scalar.bits || (x != x) != (back != back));
+             }
+           }
+           return differ;
+         }));
+}
+
+template <class T>
+double half_load_differs() {
+  double differ = 0;
+  constexpr int n = Wide::kLanes;
+  for (uint32_t i = 0; i < 65536; i += n) {
+    T in[n];
+    float out[n];
+    for (int j = 0; j < n; ++j) in[j].bits = static_cast<uint16_t>(i + j);
+    Wide::store(out, Wide::load(in));
+    for (int j = 0; j < n; ++j) differ += !same_bits(out[j], Scalar::load(in + j));
+  }
+  return differ;
+}
+
+// A block of fp64 normals, from counters about a carry.
+double double_lanes_differ() {
+  double differ = 0;
+  constexpr int n = 2 * Wide::kLanes;
+  for (uint64_t first = 0xffffff00u; first < 0x100000100u; first += 7) {
+    typename Wide::D eps[2];
+    normals<Wide>(first, first * 0x9E3779B97F4A7C15u, eps);
+    double out[n];
+    Wide::store(out, eps[0]);
+    Wide::store(out + n / 2, eps[1]);
+    for (int j = 0; j < n; j += 2) {
+      double one[2];
+      normals<Scalar>(first + j / 2, first * 0x9E3779B97F4A7C15u, one);
+      differ += !same_bits(out[j], one[0]) + !same_bits(out[j + 1], one[1]);
+    }
+  }
+  return differ;
+}
+
+void lane_types_agree() {
+  using U = typename Wide::U;
+  lanes_differ(
+      "differ: radius", [](U w) { return radius<Wide>(uniform<Wide>(w)); },
+      [](uint32_t w) { return radius<Scalar>(uniform<Scalar>(w)); });
+  for (int lane = 0; lane < 2; ++lane) {
+    lanes_differ(
+        lane ? "differ: normal 1" : "differ: normal 0",
+        [&](U w) { return normal<Wide>(Wide::set(0x12345678u), w, lane); },
+        [&](uint32_t w) { return normal<Scalar>(0x12345678u, w, lane); });
+  }
+  lanes_differ(
+      "differ: sigma", [](U w) { return sigma<Wide>(Wide::from_bits(w)); },
+      [](uint32_t w) { return sigma<Scalar>(Scalar::from_bits(w)); });
+  half_store_differs<Half>("differ: store half");
+  half_store_differs<BFloat16>("differ: store bfloat16");
+  report("differ: load half", half_load_differs<Half>());
+  report("differ: load bfloat16", half_load_differs<BFloat16>());
+  report("differ: normals double", double_lanes_differ());
+}
+
+// words of one counter and key, as Random123's known answers give them
+void print_philox(char** words) {
+  uint32_t in[6];
+  for (int i = 0; i < 6; ++i) in[i] = static_cast<uint32_t>(std::strtoul(words[i], nullptr, 16));
+  const uint64_t seed = in[4] | static_cast<uint64_t>(in[5]) << 32;
+  const auto out = philox4x32_10<Scalar>({in[0], in[1], in[2], in[3]}, seed);
+  std::printf("%08x %08x %08x %08x\n", out.w0, out.w1, out.w2, out.w3);
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 7) {
+    print_philox(argv + 1);
+    return 0;
+  }
+  if (argc > 1) stride = std::strtoull(argv[1], nullptr, 10);
+  float_errors();
+  double_errors();
+  lane_types_agree();
+}

@@ -1,0 +1,50 @@
+"""Comparisons and inputs that several test files use."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_INTS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def key_of(seed: int, offset: int = 0) -> Tensor:
+    return torch.tensor([seed % 2**64, offset % 2**64], dtype=torch.uint64)
+
+
+def inputs(
+    *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, spread: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """mu and log_var, without a draw from the global generator."""
+    generator = torch.Generator().manual_seed(seed)
+    mu = torch.randn(shape, generator=generator, dtype=torch.float64)
+    log_var = torch.randn(shape, generator=generator, dtype=torch.float64) * spread
+    return mu.to(dtype), log_var.to(dtype)
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
+    """Equal as bits, but for the payload of a NaN."""
+    assert actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    nan = expected.isnan()
+    assert torch.equal(actual.isnan(), nan)
+    ints = _INTS[actual.dtype]
+    zero = torch.zeros((), dtype=actual.dtype)
+    a = torch.where(nan, zero, actual.detach()).contiguous().view(ints)
+    b = torch.where(nan, zero, expected.detach()).contiguous().view(ints)
+    different = (a != b).flatten().nonzero().flatten()
+    assert different.numel() == 0, (
+        f"{different.numel()} of {a.numel()} elements differ, first at {different[:5].tolist()}: "
+        f"{actual.flatten()[different[:5]].tolist()} "
+        f"for {expected.flatten()[different[:5]].tolist()}"
+    )
+
+
+def eager(mu: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
+    """The line that the library replaces, with given noise."""
+    return mu + torch.exp(0.5 * log_var) * eps

@@ -1,0 +1,139 @@
+"""What a user meets on installing: with a compiler, without one, and on import."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import os
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import reparam_fused
+from reparam_fused import _ops
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ("csrc", "reparam_fused", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+def copy_sources(to: Path) -> Path:
+    for name in SOURCES:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(
+                source, to / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build*")
+            )
+        else:
+            shutil.copy(source, to / name)
+    return to
+
+
+def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+USE_IT = """
+import sys, warnings
+# a developer's editable install would find its own _C for the copy under test
+sys.meta_path = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import torch, reparam_fused
+    x = torch.zeros(9, requires_grad=True)
+    for _ in range(3):
+        z = reparam_fused.fused_reparameterize(x, x, key=reparam_fused.key(42))
+        z.sum().backward()
+ours = [str(w.message) for w in caught if "reparam_fused" in str(w.message)]
+print(len(ours))
+print(ours[0] if ours else "")
+print(reparam_fused.backends()["cpu"])
+print(z.view(torch.int32).tolist())
+"""
+
+
+@pytest.mark.parametrize("compiler", ["missing", "broken"])
+def test_install_without_a_working_compiler(tmp_path: Path, compiler: str) -> None:
+    """It still installs, works, and says once what is missing and how to get it."""
+    source = copy_sources(tmp_path)
+    broken = tmp_path / "bin" / "c++"
+    broken.parent.mkdir()
+    if compiler == "broken":
+        broken.write_text("#!/bin/sh\nexit 1\n")
+        broken.chmod(0o755)
+    # a PATH with the few tools that pip needs, and no compiler
+    for tool in ("uname", "env"):
+        if found := shutil.which(tool):
+            (broken.parent / tool).symlink_to(found)
+    path = os.pathsep.join([str(broken.parent), str(Path(sys.executable).parent)])
+    target = tmp_path / "site"
+    result = run(
+        sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps",
+        "--target", str(target), str(source),
+        cwd=tmp_path, PATH=path, CXX=str(broken),
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert not list(target.rglob("_C*.so"))
+    used = run(sys.executable, "-c", USE_IT, cwd=tmp_path / "bin", PYTHONPATH=str(target))
+    assert used.returncode == 0, used.stderr
+    count, warning, backend, bits = used.stdout.splitlines()
+    assert count == "1"
+    assert "C++ extension is missing" in warning
+    assert "install a C++17 compiler" in warning
+    assert backend.startswith("missing (")
+    zero = torch.zeros(9)
+    z = reparam_fused.fused_reparameterize(zero, zero, key=reparam_fused.key(42))
+    assert bits == str(z.view(torch.int32).tolist())
+
+
+def test_backends_names_the_isa() -> None:
+    cpu = reparam_fused.backends()["cpu"]
+    if _ops.extension is None:
+        assert cpu.startswith("missing (")
+    else:
+        assert cpu in {f"C++ kernels, {isa}" for isa in ("scalar", "avx2", "avx512")}
+
+
+def modules() -> list[str]:
+    names = [m.name for m in pkgutil.iter_modules(reparam_fused.__path__) if m.name != "_C"]
+    return ["reparam_fused", *(f"reparam_fused.{name}" for name in names)]
+
+
+@pytest.mark.parametrize("name", modules())
+def test_docstring_examples(name: str) -> None:
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+    for public in getattr(module, "__all__", []):
+        assert ">>>" in (getattr(module, public).__doc__ or ""), f"{public} has no example"
+
+
+def test_readme_examples() -> None:
+    """The Python of the README runs, and prints what it says."""
+    failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert failed == 0
+    assert attempted > 0
+
+
+def test_no_flag_that_gives_up_ieee() -> None:
+    """Looked for in the flags and pragmas, not in the prose."""
+    text = (ROOT / "setup.py").read_text()
+    assert "-ffp-contract=off" in text
+    for source in [ROOT / "setup.py", *(ROOT / "csrc").rglob("*.*")]:
+        assert not re.search(r"-ffast-math|-Ofast|use_fast_math|_MM_SET_FLUSH", source.read_text())
+
+
+def test_version_is_said_once_more_in_pyproject() -> None:
+    assert f'version = "{reparam_fused.__version__}"' in (ROOT / "pyproject.toml").read_text()

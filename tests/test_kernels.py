@@ -1,0 +1,245 @@
+"""The compiled kernels against reference.py, bit for bit, however the work is cut."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from digest import extremes
+from helpers import assert_same_bits, inputs, key_of
+from torch import Tensor
+
+import reparam_fused
+from reparam_fused import _ops, reference
+
+pytestmark = pytest.mark.skipif(
+    _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
+)
+
+OPS = [
+    (_ops.sample_from_key, reference.sample_from_key),
+    (_ops.sample_backward, reference.sample_backward),
+]
+Op = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The ends of tiles: 4 to 128 elements, by ISA and dtype, and what is left over
+SIZES = [0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 17, 31, 63, 64, 65, 127, 128, 129, 191, 193, 255, 257, 1021]
+OFFSETS = [0, 1, 2**32 - 7, 2**63 - 3, 2**64 - 5]
+
+
+def assert_matches_reference(result: Tensor, expected: Tensor) -> None:
+    """Bits; in fp64, where reference.py goes through libm, a few ULP of the angle."""
+    if result.dtype == torch.float64:
+        torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-14, equal_nan=True)
+    else:
+        assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize(("op", "expected"), OPS)
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_sizes_and_offsets(op: Op, expected: Op, offset: int, dtype: torch.dtype) -> None:
+    key = key_of(0x9E3779B97F4A7C15, offset)
+    for n in SIZES:
+        x, log_var = inputs(n, dtype=dtype, seed=n)
+        assert_matches_reference(op(x, log_var, key), expected(x, log_var, key))
+
+
+@pytest.mark.parametrize(("op", "expected"), OPS)
+def test_extreme_and_non_finite_values(op: Op, expected: Op, dtype: torch.dtype) -> None:
+    log_var = extremes(dtype)
+    for x in (0.0, 1.0, float("inf"), float("nan")):
+        x_tensor = torch.full_like(log_var, x)
+        result = op(x_tensor, log_var, key_of(1))
+        assert_matches_reference(result, expected(x_tensor, log_var, key_of(1)))
+
+
+def test_not_finite_values_stay_in_their_own_element(dtype: torch.dtype) -> None:
+    mu, log_var = inputs(300, dtype=dtype)
+    clean = reparam_fused.fused_reparameterize(mu, log_var, key=key_of(8))
+    log_var[10], mu[77], mu[150], log_var[200], log_var[201] = (
+        float("nan"), float("inf"), float("nan"), float("inf"), -float("inf"),
+    )  # fmt: skip
+    z = reparam_fused.fused_reparameterize(mu, log_var, key=key_of(8))
+    touched = [10, 77, 150, 200, 201]
+    assert z[10].isnan()
+    assert z[77] == float("inf")
+    assert z[150].isnan()
+    assert z[200].isinf()
+    assert z[201] == mu[201]
+    rest = torch.ones(300, dtype=torch.bool)
+    rest[touched] = False
+    assert_same_bits(z[rest], clean[rest])
+
+
+def test_sigma_of_zero_is_one(dtype: torch.dtype) -> None:
+    zero = torch.zeros(999, dtype=dtype)
+    assert_same_bits(
+        reparam_fused.fused_reparameterize(zero, zero, key=key_of(4)),
+        reparam_fused.noise(key_of(4), 999, dtype=dtype),
+    )
+
+
+def test_denormal_sigma_is_kept() -> None:
+    log_var = torch.linspace(-206, -174, 500)
+    z = reparam_fused.fused_reparameterize(torch.zeros(500), log_var, key=key_of(6))
+    assert (z != 0).float().mean() > 0.9
+    assert z.abs().max() < torch.finfo(torch.float32).smallest_normal * 8
+
+
+@pytest.mark.parametrize(("op", "expected"), OPS)
+def test_layouts(op: Op, expected: Op, dtype: torch.dtype) -> None:
+    """Only the logical index of an element counts; the views are read where they lie."""
+    key = key_of(11, 2**32 - 3)
+    x, log_var = inputs(6, 10, 14, 8, dtype=dtype)
+    wide, _ = inputs(6, 10, 14, 16, dtype=dtype, seed=5)
+    views: list[tuple[Tensor, Tensor]] = [
+        (x.transpose(0, 2), log_var.transpose(0, 2)),
+        (x.permute(3, 1, 0, 2), log_var.permute(3, 1, 0, 2)),
+        tuple(wide.chunk(2, dim=-1)),  # type: ignore[list-item]
+        tuple(wide.chunk(2, dim=1)),  # type: ignore[list-item]
+        (x.to(memory_format=torch.channels_last), log_var.to(memory_format=torch.channels_last)),
+        (x.to(memory_format=torch.channels_last), log_var),
+        (x[..., ::3], log_var[..., ::3]),
+        (x[:, 3:4].expand(6, 10, 14, 8), log_var),
+        (x.flatten()[1:], log_var.flatten()[1:]),
+        (x[0, 0, 0, 0].expand(77), log_var.flatten()[:77]),
+        (x.squeeze(), log_var[..., :1]),
+        (x[2:3, :1], log_var[:, :, :1]),
+    ]
+    for a, b in views:
+        result = op(a, b, key)
+        dense = expected(*(t.contiguous() for t in torch.broadcast_tensors(a, b)), key)
+        assert_matches_reference(result.contiguous(), dense)
+        assert result.stride() == torch.add(a, b).stride()
+
+
+def test_a_slice_of_the_noise_is_the_noise_of_the_slice(dtype: torch.dtype) -> None:
+    """The element index is all that matters: not the size, nor where a call begins."""
+    whole = reparam_fused.noise(key_of(3, 2**32 - 20), 5000, dtype=dtype)
+    per_counter = 2 if dtype == torch.float64 else 4
+    for n in (1, 6, 77, 1000):
+        assert_same_bits(reparam_fused.noise(key_of(3, 2**32 - 20), n, dtype=dtype), whole[:n])
+        shifted = reparam_fused.noise(key_of(3, 2**32 - 20 + n), 500, dtype=dtype)
+        assert_same_bits(shifted, whole[n * per_counter : n * per_counter + 500])
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (7, 3), (9, 64), (4, 130), (3, 1000), (2, 3, 50), (0, 4)])
+def test_batched_keys(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Each slice has the stream of its own key, from its own index 0."""
+    keys = reparam_fused.split(key_of(17), torch.Size(shape[:-1]).numel() or 1)
+    keys = keys[: torch.Size(shape[:-1]).numel()].reshape(*shape[:-1], 2)
+    mu, log_var = inputs(*shape, dtype=dtype)
+    z = reparam_fused.fused_reparameterize(mu, log_var, key=keys)
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in shape[:-1])).reshape(-1, len(shape) - 1):
+        at = tuple(index.tolist())
+        one = reparam_fused.fused_reparameterize(mu[at], log_var[at], key=keys[at])
+        assert_same_bits(z[at], one)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_thread_counts(threads: int, dtype: torch.dtype) -> None:
+    mu, log_var = inputs(3, 70_001, dtype=dtype)
+    expected = [op(mu, log_var, key_of(9)) for op, _ in OPS]
+    keys = reparam_fused.split(key_of(10), 3)
+    batched = reparam_fused.fused_reparameterize(mu, log_var, key=keys)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for (op, _), first in zip(OPS, expected, strict=True):
+            assert_same_bits(op(mu, log_var, key_of(9)), first)
+            # Rows that do not fill a tile, read where they lie
+            rows = op(mu.t(), log_var.t(), key_of(9))
+            assert_same_bits(rows, op(mu.t().contiguous(), log_var.t().contiguous(), key_of(9)))
+        again = reparam_fused.fused_reparameterize(mu, log_var, key=keys)
+        assert_same_bits(again, batched)
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_every_isa_gives_the_same_bits() -> None:
+    digests = {}
+    for isa in ("scalar", "avx2", "avx512"):
+        result = run_python(str(Path(__file__).with_name("digest.py")), REPARAM_FUSED_ISA=isa)
+        if "REPARAM_FUSED_ISA is" in result.stderr:  # this CPU lacks it
+            continue
+        assert result.returncode == 0, result.stderr
+        name, *digests[isa] = result.stdout.splitlines()
+        assert name.endswith(isa)
+    assert len(digests["scalar"]) == 12
+    assert all(d == digests["scalar"] for d in digests.values())
+
+
+def test_an_unknown_isa_is_refused_by_name() -> None:
+    result = run_python(
+        "-c", "import reparam_fused; print(reparam_fused.backends())", REPARAM_FUSED_ISA="sse9"
+    )
+    assert result.returncode != 0
+    assert "REPARAM_FUSED_ISA is 'sse9', but this CPU and build have: scalar" in result.stderr
+
+
+def test_threads_are_those_of_torch() -> None:
+    """at::parallel_for is compiled in, and brings no second OpenMP runtime and no new threads."""
+    assert _ops.extension is not None
+    compiled = Path(_ops.extension.__file__).read_bytes()
+    assert b"GOMP_parallel" in compiled or b"__kmpc_fork_call" in compiled
+    program = """
+import os, re, torch, reparam_fused
+torch.set_num_threads(2)
+x = torch.zeros(1 << 22)
+torch.exp(x)  # starts torch's own threads
+before = len(os.listdir('/proc/self/task'))
+reparam_fused.fused_reparameterize(x, x)
+after = len(os.listdir('/proc/self/task'))
+maps = open('/proc/self/maps').read()
+print(len(set(re.findall(r'/\\S*/lib(?:gomp|omp|iomp5)\\S*', maps))), after - before)
+"""
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["1", "0"]
+
+
+def test_the_floating_point_state_of_the_process_is_left_alone() -> None:
+    """Neither the import nor a call turns on flush-to-zero."""
+    program = """
+import ctypes, math
+libm = ctypes.CDLL('libm.so.6')
+libm.fegetround.restype = ctypes.c_int
+def state():
+    tiny = 5e-324
+    return (tiny * 1.0 != 0.0, math.ldexp(1.0, -1060) * 0.5 != 0.0, libm.fegetround())
+import torch
+before = state(), (torch.full((64,), 1e-40) * 0.5 != 0).all().item()
+import reparam_fused
+x = torch.full((1 << 16,), -190.0)
+reparam_fused.fused_reparameterize(x, x)
+after = state(), (torch.full((64,), 1e-40) * 0.5 != 0).all().item()
+print(before == after and after[1] and all(after[0][:2]))
+"""
+    result = run_python("-c", program)
+    assert result.stdout.strip() == "True", result.stderr
+
+
+def test_more_than_2_to_31_elements() -> None:
+    """Through inputs of one element, expanded: only z takes memory (4.3 GB)."""
+    n = 2**31 + 1000
+    zero = torch.zeros(1, dtype=torch.bfloat16).expand(n)
+    torch.use_deterministic_algorithms(False)  # no need to write 4 GB of NaN first
+    z = reparam_fused.fused_reparameterize(zero, zero, key=key_of(2, 7))
+    for start in (0, 2**31 - 64, n - 40):
+        expected = reparam_fused.noise(key_of(2, 7 + start // 4), 40, dtype=torch.bfloat16)
+        assert_same_bits(z[start : start + 40], expected)
