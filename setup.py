@@ -59,5 +59,5 @@ extension = CppExtension(
 
 setup(
     ext_modules=[extension],
-    cmdclass={"build_ext": BuildWherePossible.with_options(use_ninja=True)},
+    cmdclass={"build_ext": BuildWherePossible},
 )

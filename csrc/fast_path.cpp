@@ -27,8 +27,9 @@ using torch::autograd::variable_list;
 using Op = c10::TypedOperatorHandle<Tensor(const Tensor&, const Tensor&, const Tensor&)>;
 
 Op find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<
-      Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+  return c10::Dispatcher::singleton()
+      .findSchemaOrThrow(name, "")
+      .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
 }
 
 Tensor sample_from_key(const Tensor& mu, const Tensor& log_var, const Tensor& key) {
@@ -46,8 +47,8 @@ Tensor sample_backward(const Tensor& grad_z, const Tensor& log_var, const Tensor
 // grad_log_var = grad_z eps sigma / 2, which depends on log_var by a factor
 // exp(log_var / 2): its own derivative is the same function, halved.
 struct FusedSampleBackward : Function<FusedSampleBackward> {
-  static Tensor forward(
-      AutogradContext* ctx, const Tensor& grad_z, const Tensor& log_var, const Tensor& key) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_z, const Tensor& log_var,
+                        const Tensor& key) {
     ctx->save_for_backward({grad_z, log_var, key});
     return sample_backward(grad_z, log_var, key);
   }
@@ -58,15 +59,16 @@ struct FusedSampleBackward : Function<FusedSampleBackward> {
     Tensor grad_grad_z, grad_log_var;
     if (!grad.defined()) return {grad_grad_z, grad_log_var, Tensor()};
     if (ctx->needs_input_grad(0)) grad_grad_z = apply(grad, log_var, key);
-    if (ctx->needs_input_grad(1)) grad_log_var = apply(at::mul(grad, grad_z), log_var, key).mul(0.5);
+    if (ctx->needs_input_grad(1))
+      grad_log_var = apply(at::mul(grad, grad_z), log_var, key).mul(0.5);
     return {grad_grad_z, grad_log_var, Tensor()};
   }
 };
 
 // z = mu + sigma eps: grad_mu is grad_z itself.
 struct FusedSample : Function<FusedSample> {
-  static Tensor forward(
-      AutogradContext* ctx, const Tensor& mu, const Tensor& log_var, const Tensor& key) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& log_var,
+                        const Tensor& key) {
     if (log_var.requires_grad()) ctx->save_for_backward({log_var, key});
     return sample_from_key(mu, log_var, key);
   }
@@ -77,8 +79,8 @@ struct FusedSample : Function<FusedSample> {
     if (grad_z.defined() && ctx->needs_input_grad(1)) {
       const auto saved = ctx->get_saved_variables();
       grad_log_var = at::GradMode::is_enabled()
-          ? FusedSampleBackward::apply(grad_z, saved[0], saved[1])
-          : sample_backward(grad_z, saved[0], saved[1]);
+                         ? FusedSampleBackward::apply(grad_z, saved[0], saved[1])
+                         : sample_backward(grad_z, saved[0], saved[1]);
     }
     return {grad_z, grad_log_var, Tensor()};
   }
@@ -90,7 +92,7 @@ bool plain_thread() {
   static const c10::DispatchKeySet usual =
       c10::default_included_set | c10::autocast_dispatch_keyset;
   return (c10::impl::tls_local_dispatch_key_set().included_ - usual).empty() &&
-      !at::impl::torch_function_mode_enabled();
+         !at::impl::torch_function_mode_enabled();
 }
 
 // A dense CPU tensor of torch's own class, without a forward-mode tangent.
@@ -98,14 +100,14 @@ bool plain_tensor(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
   const Tensor& t = THPVariable_Unpack(object.ptr());
   return t.device().is_cpu() && t.layout() == at::kStrided && !t.is_nested() &&
-      !at::isTensorSubclassLike(t) && !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
+         !at::isTensorSubclassLike(t) && !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
 }
 
 bool plain_inputs(const Tensor& mu, const Tensor& log_var) {
   const auto dtype = mu.scalar_type();
   return (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf ||
           dtype == at::kDouble) &&
-      log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes();
+         log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes();
 }
 
 // The same key as _validate.py's callers draw: 64 bits of the CPU generator.
@@ -155,8 +157,8 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
   return py::cast(z);
 }
 
-} // namespace
-} // namespace reparam_fused
+}  // namespace
+}  // namespace reparam_fused
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("reparameterize", &reparam_fused::reparameterize);

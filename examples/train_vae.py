@@ -207,7 +207,7 @@ def timed_step(model: VAE, optimizer: Optimizer, images: Tensor, sampler: Sample
         mark()
         # The sampler's backward runs from when z has its gradient until mu and log_var have theirs.
         for tensor in (z, mu, log_var):
-            tensor.register_hook(mark)  # type: ignore[no-untyped-call]
+            tensor.register_hook(mark)
         return z
 
     mark()

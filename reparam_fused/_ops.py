@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from importlib import import_module, resources
 from types import ModuleType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -77,11 +79,13 @@ library.impl("sample_from_key", _sample_from_key, "CompositeExplicitAutograd")
 library.impl("sample_backward", _sample_backward, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake("reparam_fused::sample_from_key", lib=library)
-@torch.library.register_fake("reparam_fused::sample_backward", lib=library)
 def _fake(x: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     return torch.add(x, log_var)  # the same dtype, shape and strides
 
 
-sample_from_key = torch.ops.reparam_fused.sample_from_key.default
-sample_backward = torch.ops.reparam_fused.sample_backward.default
+torch.library.register_fake("reparam_fused::sample_from_key", _fake, lib=library)
+torch.library.register_fake("reparam_fused::sample_backward", _fake, lib=library)
+
+Op: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+sample_from_key: Op = torch.ops.reparam_fused.sample_from_key.default
+sample_backward: Op = torch.ops.reparam_fused.sample_backward.default

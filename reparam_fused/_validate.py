@@ -19,7 +19,9 @@ def check_tensor(function: str, name: str, value: object) -> None:
         raise TypeError(f"{function}(): {name} must be {_DTYPE_NAMES}, got {value.dtype}")
     if value.is_nested or value.layout != torch.strided:
         layout = "a nested tensor" if value.is_nested else f"layout {value.layout}"
-        raise TypeError(f"{function}(): {name} must be a dense tensor (torch.strided), got {layout}")
+        raise TypeError(
+            f"{function}(): {name} must be a dense tensor (torch.strided), got {layout}"
+        )
 
 
 def check_key(function: str, key: object) -> None:
@@ -36,9 +38,7 @@ def check_key(function: str, key: object) -> None:
 def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:
     """The batch of the key must broadcast with the leading dimensions of the output."""
     batch = key.shape[:-1]
-    if len(batch) > len(shape) or any(
-        k not in (1, n) for k, n in zip(batch, shape, strict=False)
-    ):
+    if len(batch) > len(shape) or any(k not in (1, n) for k, n in zip(batch, shape, strict=False)):
         raise RuntimeError(
             f"{function}(): the batch shape of key must broadcast with the leading dimensions of "
             f"the output {tuple(shape)}, got {tuple(batch)}"

@@ -68,7 +68,7 @@ def fused_reparameterize(
         if z is not None:
             return z
     if has_torch_function((mu, log_var)):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             fused_reparameterize, (mu, log_var), mu, log_var, key=key, generator=generator
         )
     _validate.check_reparameterize(mu, log_var, key, generator)

@@ -135,11 +135,11 @@ def noise(key: Tensor, *shape: int | Sequence[int], dtype: torch.dtype | None = 
     """
     _validate.check_key("noise", key)
     dtype = torch.float32 if dtype is None else dtype
-    size = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
     # mu = 0 and log_var = 0, for which z is eps exactly.
     zero = torch.zeros((), dtype=dtype, device=key.device)
     _validate.check_tensor("noise", "dtype", zero)
-    zeros = zero.expand(torch.Size(size))
+    zeros = zero.expand(torch.Size(sizes))  # type: ignore[arg-type]
     _validate.check_key_batch("noise", key, zeros.shape)
     return _ops.sample_from_key(zeros, zeros, key)
 

@@ -44,9 +44,7 @@ def test_broadcasting(
 
 
 @pytest.mark.parametrize(("mu_dtype", "log_var_dtype"), list(product(DTYPES, DTYPES)))
-def test_mixed_dtypes(
-    both_paths: str, mu_dtype: torch.dtype, log_var_dtype: torch.dtype
-) -> None:
+def test_mixed_dtypes(both_paths: str, mu_dtype: torch.dtype, log_var_dtype: torch.dtype) -> None:
     for log_var_shape in ((40,), ()):
         mu, _ = inputs(40, dtype=mu_dtype)
         _, log_var = inputs(*log_var_shape, dtype=log_var_dtype)

@@ -67,7 +67,11 @@ def test_checkpoint_draws_the_same_noise_again(both_paths: str, use_reentrant: b
         else:
             z = run(mu, log_var)
         torch.rand(5)  # something else moves the generator before the backward
-        results.append((z, *torch.autograd.grad(z.sum(), (mu, log_var))) if not use_reentrant else backward(z, mu, log_var))
+        results.append(
+            (z, *torch.autograd.grad(z.sum(), (mu, log_var)))
+            if not use_reentrant
+            else backward(z, mu, log_var)
+        )
     for plain, again in zip(*results, strict=True):
         assert_same_bits(again, plain)
 

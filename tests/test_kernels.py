@@ -127,14 +127,18 @@ def test_a_slice_of_the_noise_is_the_noise_of_the_slice(dtype: torch.dtype) -> N
         assert_same_bits(shifted, whole[n * per_counter : n * per_counter + 500])
 
 
-@pytest.mark.parametrize("shape", [(5, 1), (7, 3), (9, 64), (4, 130), (3, 1000), (2, 3, 50), (0, 4)])
+@pytest.mark.parametrize(
+    "shape", [(5, 1), (7, 3), (9, 64), (4, 130), (3, 1000), (2, 3, 50), (0, 4)]
+)
 def test_batched_keys(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Each slice has the stream of its own key, from its own index 0."""
     keys = reparam_fused.split(key_of(17), torch.Size(shape[:-1]).numel() or 1)
     keys = keys[: torch.Size(shape[:-1]).numel()].reshape(*shape[:-1], 2)
     mu, log_var = inputs(*shape, dtype=dtype)
     z = reparam_fused.fused_reparameterize(mu, log_var, key=keys)
-    for index in torch.cartesian_prod(*(torch.arange(n) for n in shape[:-1])).reshape(-1, len(shape) - 1):
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in shape[:-1])).reshape(
+        -1, len(shape) - 1
+    ):
         at = tuple(index.tolist())
         one = reparam_fused.fused_reparameterize(mu[at], log_var[at], key=keys[at])
         assert_same_bits(z[at], one)

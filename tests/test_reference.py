@@ -103,7 +103,9 @@ def test_batched_keys_are_those_of_torch(batch: tuple[int, ...], shape: tuple[in
     # torch wants the batch padded with ones to the rank of the output: here they may go.
     while keys.dim() > 1 and keys.shape[-2] == 1:
         keys = keys.squeeze(-2)
-        assert (reparam_fused.noise(keys, shape, dtype=torch.float64) - expected).abs().max() < 1e-12
+        assert (
+            reparam_fused.noise(keys, shape, dtype=torch.float64) - expected
+        ).abs().max() < 1e-12
 
 
 @needs_torch_random

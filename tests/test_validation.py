@@ -19,7 +19,11 @@ KEY = "key must be a uint64 tensor of shape (2,) or (*batch, 2)"
 
 CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fused_reparameterize([1.0], X), TypeError, "argument 'mu' must be Tensor, not list"),
-    (lambda: fused_reparameterize(X, 0.0), TypeError, "argument 'log_var' must be Tensor, not float"),
+    (
+        lambda: fused_reparameterize(X, 0.0),
+        TypeError,
+        "argument 'log_var' must be Tensor, not float",
+    ),
     (lambda: fused_reparameterize(X.long(), X), TypeError, f"mu {FLOATS}, got torch.int64"),
     (lambda: fused_reparameterize(X, X.bool()), TypeError, f"log_var {FLOATS}, got torch.bool"),
     (lambda: fused_reparameterize(X.cfloat(), X), TypeError, f"mu {FLOATS}, got torch.complex64"),
@@ -58,7 +62,11 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
         ValueError,
         "expected key or generator, got both",
     ),
-    (lambda: fused_reparameterize(X, X, key=42), TypeError, f"{KEY}, as reparam_fused.key(seed) gives, got int"),
+    (
+        lambda: fused_reparameterize(X, X, key=42),
+        TypeError,
+        f"{KEY}, as reparam_fused.key(seed) gives, got int",
+    ),
     (
         lambda: fused_reparameterize(X, X, key=torch.tensor([1, 2])),
         TypeError,
@@ -78,7 +86,8 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (
         lambda: fused_reparameterize(X, X, key=split(key(1), 3)),
         RuntimeError,
-        "the batch shape of key must broadcast with the leading dimensions of the output (4, 3), got (3,)",
+        "the batch shape of key must broadcast with the leading dimensions of the output (4, 3), "
+        "got (3,)",
     ),
     (
         lambda: fused_reparameterize(X, X, key=split(key(1), 12).view(4, 3, 1, 2)),
@@ -125,7 +134,9 @@ def test_a_call_without_arguments_is_pythons_own_error() -> None:
         fused_reparameterize(X, X, key(1))  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("bad", [torch.tensor([1, 2]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)])
+@pytest.mark.parametrize(
+    "bad", [torch.tensor([1, 2]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)]
+)
 def test_the_ops_themselves_check_what_memory_safety_needs(bad: torch.Tensor) -> None:
     with pytest.raises(RuntimeError):
         reparam_fused._ops.sample_from_key(X, X, bad)

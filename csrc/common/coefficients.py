@@ -73,7 +73,7 @@ def main() -> None:
             table = [rounded(c, precision) for c in exact]
             points = [fit.low + (fit.high - fit.low) * i / 2000 for i in range(2001)]
             worst = max(abs(mp.polyval(table, y) / fit.target(y) - 1) for y in points)
-            print(f"// {fit.name} {precision}: relative error {mp.nstr(worst, 3)}, highest power first")
+            print(f"// {fit.name} {precision}, highest power first; error {mp.nstr(worst, 3)}")
             print(",\n".join(f"    {c.hex()}" for c in table) + "\n")
 
 

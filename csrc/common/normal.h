@@ -36,16 +36,13 @@ REPARAM_FUSED_INLINE typename V::F radius(typename V::F u) {
   // u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). The exponent stays in
   // its place in the word, and the 2^-23 of that place in the constant.
   const auto bits = V::bits(u);
-  const auto exponent =
-      V::and_(V::sub(bits, V::set(0x3f3504f3u)), V::set(0xff800000u));
+  const auto exponent = V::and_(V::sub(bits, V::set(0x3f3504f3u)), V::set(0xff800000u));
   const auto f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0f));
-  const auto q = horner<V>(
-      f, V::set(-0x1.5d8646p-3f), 0x1.243c02p-2f, -0x1.32bcb8p-2f,
-      0x1.53846ep-2f, -0x1.98b290p-2f, 0x1.00038cp-1f, -0x1.555796p-1f,
-      0x1.fffffep-1f, -0x1.000000p+1f);
+  const auto q =
+      horner<V>(f, V::set(-0x1.5d8646p-3f), 0x1.243c02p-2f, -0x1.32bcb8p-2f, 0x1.53846ep-2f,
+                -0x1.98b290p-2f, 0x1.00038cp-1f, -0x1.555796p-1f, 0x1.fffffep-1f, -0x1.000000p+1f);
   // -2 ln2 * 2^-23
-  const auto scaled =
-      V::mul(V::signed_to_float(exponent), V::set(-0x1.62e430p-23f));
+  const auto scaled = V::mul(V::signed_to_float(exponent), V::set(-0x1.62e430p-23f));
   return V::sqrt(V::fma(f, q, scaled));
 }
 
@@ -53,28 +50,25 @@ REPARAM_FUSED_INLINE typename V::F radius(typename V::F u) {
 // what is returned: it costs one operation, on the radius that they share.
 // Max error: sin 1.6 ULP, cos 1.3e-7 (it is small near a quarter turn).
 template <class V>
-REPARAM_FUSED_INLINE typename V::U half_turn(
-    typename V::U w, typename V::F& cos, typename V::F& sin) {
+REPARAM_FUSED_INLINE typename V::U half_turn(typename V::U w, typename V::F& cos,
+                                             typename V::F& sin) {
   // Shifting the top bit out leaves the angle modulo half a turn, as a signed
   // integer: pi x with x in [-1/2, 1/2). The half turn was odd if the two top
   // bits of w differ.
   const auto doubled = V::template shl<1>(w);
   const auto x = V::mul(V::signed_to_float(doubled), V::set(0x1p-32f));
   const auto y = V::mul(x, x);
-  sin = V::mul(
-      x, horner<V>(
-             y, V::set(0x1.3e1420p-4f), -0x1.32531ep-1f, 0x1.4668f0p+1f,
-             -0x1.4abbc4p+2f, 0x1.921fb6p+1f));
-  cos = horner<V>(
-      y, V::set(-0x1.937d98p-6f), 0x1.e16eacp-3f, -0x1.55d24ap+0f,
-      0x1.03c1eep+2f, -0x1.3bd3ccp+2f, 1.0f);
+  sin = V::mul(x, horner<V>(y, V::set(0x1.3e1420p-4f), -0x1.32531ep-1f, 0x1.4668f0p+1f,
+                            -0x1.4abbc4p+2f, 0x1.921fb6p+1f));
+  cos = horner<V>(y, V::set(-0x1.937d98p-6f), 0x1.e16eacp-3f, -0x1.55d24ap+0f, 0x1.03c1eep+2f,
+                  -0x1.3bd3ccp+2f, 1.0f);
   return V::xor_(w, doubled);
 }
 
 // One pair of words to one pair of normals.
 template <class V>
-REPARAM_FUSED_INLINE void box_muller(
-    typename V::U w0, typename V::U w1, typename V::F& n0, typename V::F& n1) {
+REPARAM_FUSED_INLINE void box_muller(typename V::U w0, typename V::U w1, typename V::F& n0,
+                                     typename V::F& n1) {
   typename V::F cos, sin;
   const auto sign = half_turn<V>(w1, cos, sin);
   const auto r = V::flip_sign(radius<V>(uniform<V>(w0)), sign);
@@ -86,10 +80,8 @@ REPARAM_FUSED_INLINE void box_muller(
 
 // u = (w + 1/2) / 2^64 with w = high * 2^32 + low, rounded: in [2^-65, 1].
 template <class V>
-REPARAM_FUSED_INLINE typename V::D uniform(
-    typename V::U high, typename V::U low) {
-  const auto w =
-      V::fma(V::to_double(high), V::set(0x1p32), V::to_double(low));
+REPARAM_FUSED_INLINE typename V::D uniform(typename V::U high, typename V::U low) {
+  const auto w = V::fma(V::to_double(high), V::set(0x1p32), V::to_double(low));
   return V::fma(w, V::set(0x1p-64), V::set(0x1p-65));
 }
 
@@ -97,26 +89,21 @@ REPARAM_FUSED_INLINE typename V::D uniform(
 template <class V>
 REPARAM_FUSED_INLINE typename V::D radius(typename V::D u) {
   const auto bits = V::bits(u);
-  const auto exponent = V::and_(
-      V::sub(bits, V::set(uint64_t{0x3fe6a09e667f3bcd})),
-      V::set(uint64_t{0xfff0000000000000}));
+  const auto exponent = V::and_(V::sub(bits, V::set(uint64_t{0x3fe6a09e667f3bcd})),
+                                V::set(uint64_t{0xfff0000000000000}));
   const auto f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0));
   // No 64-bit integer conversion below AVX-512: 128 + e is put into the low
   // mantissa bits of 2^52, and taken off again.
-  const auto biased = V::template shr<52>(
-      V::add(exponent, V::set(uint64_t{128} << 52)));
-  const auto e = V::sub(
-      V::from_bits(V::or_(biased, V::set(uint64_t{0x4330000000000000}))),
-      V::set(0x1p52 + 128));
+  const auto biased = V::template shr<52>(V::add(exponent, V::set(uint64_t{128} << 52)));
+  const auto e = V::sub(V::from_bits(V::or_(biased, V::set(uint64_t{0x4330000000000000}))),
+                        V::set(0x1p52 + 128));
   const auto q = horner<V>(
-      f, V::set(-0x1.a1a07063e1f57p-5), 0x1.e54e6e031fa28p-4,
-      -0x1.0b4d03bd1f9f7p-3, 0x1.d3914dbd3ebe5p-4, -0x1.d0371db232745p-4,
-      0x1.fb16f6a9a7b44p-4, -0x1.11c9ecec742c1p-3, 0x1.24dfeebfc6a64p-3,
-      -0x1.3b0c419f8a2f5p-3, 0x1.555045ff6ea70p-3, -0x1.745d2f1d9ad65p-3,
-      0x1.9999ca853bcdcp-3, -0x1.c71c729aa05edp-3, 0x1.fffffeee219efp-3,
-      -0x1.2492492056ea3p-2, 0x1.55555556f451cp-2, -0x1.99999999a6b5ap-2,
-      0x1.fffffffffdbffp-2, -0x1.55555555554ebp-1, 0x1.0000000000004p+0,
-      -0x1.0000000000000p+1);
+      f, V::set(-0x1.a1a07063e1f57p-5), 0x1.e54e6e031fa28p-4, -0x1.0b4d03bd1f9f7p-3,
+      0x1.d3914dbd3ebe5p-4, -0x1.d0371db232745p-4, 0x1.fb16f6a9a7b44p-4, -0x1.11c9ecec742c1p-3,
+      0x1.24dfeebfc6a64p-3, -0x1.3b0c419f8a2f5p-3, 0x1.555045ff6ea70p-3, -0x1.745d2f1d9ad65p-3,
+      0x1.9999ca853bcdcp-3, -0x1.c71c729aa05edp-3, 0x1.fffffeee219efp-3, -0x1.2492492056ea3p-2,
+      0x1.55555556f451cp-2, -0x1.99999999a6b5ap-2, 0x1.fffffffffdbffp-2, -0x1.55555555554ebp-1,
+      0x1.0000000000004p+0, -0x1.0000000000000p+1);
   // -2 ln2
   return V::sqrt(V::fma(f, q, V::mul(e, V::set(-0x1.62e42fefa39efp+0))));
 }
@@ -124,38 +111,26 @@ REPARAM_FUSED_INLINE typename V::D radius(typename V::D u) {
 // cos and sin of 2 pi w / 2^64, times the common sign that is returned as -1
 // or 1. Max error: sin 1.6 ULP, cos 2.5e-16.
 template <class V>
-REPARAM_FUSED_INLINE typename V::D half_turn(
-    typename V::U high, typename V::U low, typename V::D& cos,
-    typename V::D& sin) {
-  const auto doubled_high =
-      V::or_(V::template shl<1>(high), V::template shr<31>(low));
-  const auto x = V::mul(
-      V::fma(
-          V::signed_to_double(doubled_high), V::set(0x1p32),
-          V::to_double(V::template shl<1>(low))),
-      V::set(0x1p-64));
+REPARAM_FUSED_INLINE typename V::D half_turn(typename V::U high, typename V::U low,
+                                             typename V::D& cos, typename V::D& sin) {
+  const auto doubled_high = V::or_(V::template shl<1>(high), V::template shr<31>(low));
+  const auto x = V::mul(V::fma(V::signed_to_double(doubled_high), V::set(0x1p32),
+                               V::to_double(V::template shl<1>(low))),
+                        V::set(0x1p-64));
   const auto y = V::mul(x, x);
   sin = V::mul(
-      x, horner<V>(
-             y, V::set(0x1.9d462020fcc78p-21), -0x1.6f7acdb8f6580p-16,
-             0x1.e8f3675ee37ddp-12, -0x1.e3074dfaf87afp-8,
-             0x1.5078348551854p-4, -0x1.32d2cce627c86p-1,
-             0x1.466bc6775aa7dp+1, -0x1.4abbce625be52p+2,
-             0x1.921fb54442d18p+1));
-  cos = horner<V>(
-      y, V::set(-0x1.2175e33b10f9dp-23), 0x1.20a61e049e33fp-18,
-      -0x1.b6e1cdea474b9p-14, 0x1.f9d38906e2150p-10, -0x1.a6d1f2a05f609p-6,
-      0x1.e1f50689191cbp-3, -0x1.55d3c7e3cbfdap+0, 0x1.03c1f081b5ac4p+2,
-      -0x1.3bd3cc9be45dep+2, 1.0);
-  const auto odd =
-      V::template shr<31>(V::xor_(high, V::template shl<1>(high)));
-  return V::signed_to_double(
-      V::sub(V::set(1u), V::template shl<1>(odd)));
+      x, horner<V>(y, V::set(0x1.9d462020fcc78p-21), -0x1.6f7acdb8f6580p-16, 0x1.e8f3675ee37ddp-12,
+                   -0x1.e3074dfaf87afp-8, 0x1.5078348551854p-4, -0x1.32d2cce627c86p-1,
+                   0x1.466bc6775aa7dp+1, -0x1.4abbce625be52p+2, 0x1.921fb54442d18p+1));
+  cos = horner<V>(y, V::set(-0x1.2175e33b10f9dp-23), 0x1.20a61e049e33fp-18, -0x1.b6e1cdea474b9p-14,
+                  0x1.f9d38906e2150p-10, -0x1.a6d1f2a05f609p-6, 0x1.e1f50689191cbp-3,
+                  -0x1.55d3c7e3cbfdap+0, 0x1.03c1f081b5ac4p+2, -0x1.3bd3cc9be45dep+2, 1.0);
+  const auto odd = V::template shr<31>(V::xor_(high, V::template shl<1>(high)));
+  return V::signed_to_double(V::sub(V::set(1u), V::template shl<1>(odd)));
 }
 
 template <class V>
-REPARAM_FUSED_INLINE void box_muller(
-    PhiloxBlock<V> w, typename V::D& n0, typename V::D& n1) {
+REPARAM_FUSED_INLINE void box_muller(PhiloxBlock<V> w, typename V::D& n0, typename V::D& n1) {
   typename V::D cos, sin;
   const auto sign = half_turn<V>(w.w2, w.w3, cos, sin);
   const auto r = V::mul(radius<V>(uniform<V>(w.w0, w.w1)), sign);
@@ -182,4 +157,4 @@ REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, typename V::D (
   V::to_memory_order(n);
 }
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -21,19 +21,16 @@ constexpr uint32_t kPhiloxW0 = 0x9E3779B9u;
 constexpr uint32_t kPhiloxW1 = 0xBB67AE85u;
 
 template <class V>
-REPARAM_FUSED_INLINE void philox_round(
-    PhiloxBlock<V>& c, uint32_t key0, uint32_t key1) {
+REPARAM_FUSED_INLINE void philox_round(PhiloxBlock<V>& c, uint32_t key0, uint32_t key1) {
   typename V::U high0, low0, high1, low1;
   V::mulhilo(c.w0, kPhiloxM0, high0, low0);
   V::mulhilo(c.w2, kPhiloxM1, high1, low1);
-  c = {V::xor3(high1, c.w1, V::set(key0)), low1,
-       V::xor3(high0, c.w3, V::set(key1)), low0};
+  c = {V::xor3(high1, c.w1, V::set(key0)), low1, V::xor3(high0, c.w3, V::set(key1)), low0};
 }
 
 // The ten rounds on any 128-bit counter, as Random123 defines them.
 template <class V>
-REPARAM_FUSED_INLINE PhiloxBlock<V> philox4x32_10(
-    PhiloxBlock<V> counter, uint64_t seed) {
+REPARAM_FUSED_INLINE PhiloxBlock<V> philox4x32_10(PhiloxBlock<V> counter, uint64_t seed) {
   uint32_t key0 = static_cast<uint32_t>(seed);
   uint32_t key1 = static_cast<uint32_t>(seed >> 32);
 #if defined(__CUDACC__)
@@ -49,4 +46,4 @@ REPARAM_FUSED_INLINE PhiloxBlock<V> philox4x32_10(
   return counter;
 }
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -24,9 +24,8 @@ REPARAM_FUSED_INLINE typename V::F sigma(typename V::F log_var) {
   const auto shifted = V::fma(x, high, magic);
   const auto minus_2h = V::sub(magic, shifted);
   const auto t = V::fma(x, low, V::fma(x, high, minus_2h));
-  const auto p = horner<V>(
-      t, V::set(0x1.02e730p-16f), 0x1.47eb04p-13f, 0x1.5d81fap-10f,
-      0x1.3b20eep-7f, 0x1.c6b094p-5f, 0x1.ebfbf4p-3f, 0x1.62e430p-1f, 1.0f);
+  const auto p = horner<V>(t, V::set(0x1.02e730p-16f), 0x1.47eb04p-13f, 0x1.5d81fap-10f,
+                           0x1.3b20eep-7f, 0x1.c6b094p-5f, 0x1.ebfbf4p-3f, 0x1.62e430p-1f, 1.0f);
   const auto scale = V::from_bits(V::template shl<23>(V::bits(shifted)));
   return V::mul(V::mul(p, scale), scale);
 }
@@ -41,12 +40,11 @@ REPARAM_FUSED_INLINE typename V::D sigma(typename V::D log_var) {
   const auto shifted = V::fma(x, high, magic);
   const auto minus_2h = V::sub(magic, shifted);
   const auto t = V::fma(x, low, V::fma(x, high, minus_2h));
-  const auto p = horner<V>(
-      t, V::set(0x1.8441bf9925f7bp-40), 0x1.c7a18f180dd0bp-36,
-      0x1.e8c72def0d7f6p-32, 0x1.e4ca728581d34p-28, 0x1.b5253f626f217p-24,
-      0x1.62c02526eaf10p-20, 0x1.ffcbfc5748551p-17, 0x1.430912f6b7aadp-13,
-      0x1.5d87fe78a6c3cp-10, 0x1.3b2ab6fba5c1ep-7, 0x1.c6b08d704a0bep-5,
-      0x1.ebfbdff82c587p-3, 0x1.62e42fefa39efp-1, 1.0);
+  const auto p = horner<V>(t, V::set(0x1.8441bf9925f7bp-40), 0x1.c7a18f180dd0bp-36,
+                           0x1.e8c72def0d7f6p-32, 0x1.e4ca728581d34p-28, 0x1.b5253f626f217p-24,
+                           0x1.62c02526eaf10p-20, 0x1.ffcbfc5748551p-17, 0x1.430912f6b7aadp-13,
+                           0x1.5d87fe78a6c3cp-10, 0x1.3b2ab6fba5c1ep-7, 0x1.c6b08d704a0bep-5,
+                           0x1.ebfbdff82c587p-3, 0x1.62e42fefa39efp-1, 1.0);
   const auto scale = V::from_bits(V::template shl<52>(V::bits(shifted)));
   return V::mul(V::mul(p, scale), scale);
 }
@@ -67,4 +65,4 @@ struct SampleBackward {
   }
 };
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -38,7 +38,9 @@ struct Scalar {
   static constexpr const char* kName = "scalar";
 
   template <class T>
-  static REPARAM_FUSED_INLINE T set(T x) { return x; }
+  static REPARAM_FUSED_INLINE T set(T x) {
+    return x;
+  }
 
 #if defined(__CUDA_ARCH__)
   static REPARAM_FUSED_INLINE F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
@@ -105,18 +107,26 @@ struct Scalar {
   static REPARAM_FUSED_INLINE D half(D x) { return mul(x, 0.5); }
 
   template <class I>
-  static REPARAM_FUSED_INLINE I and_(I a, I b) { return a & b; }
+  static REPARAM_FUSED_INLINE I and_(I a, I b) {
+    return a & b;
+  }
   template <class I>
-  static REPARAM_FUSED_INLINE I or_(I a, I b) { return a | b; }
+  static REPARAM_FUSED_INLINE I or_(I a, I b) {
+    return a | b;
+  }
   static REPARAM_FUSED_INLINE U xor_(U a, U b) { return a ^ b; }
   static REPARAM_FUSED_INLINE U xor3(U a, U b, U c) { return a ^ b ^ c; }
   static REPARAM_FUSED_INLINE U sub(U a, U b) { return a - b; }
   static REPARAM_FUSED_INLINE Q sub(Q a, Q b) { return a - b; }
   static REPARAM_FUSED_INLINE Q add(Q a, Q b) { return a + b; }
   template <int n, class I>
-  static REPARAM_FUSED_INLINE I shl(I a) { return a << n; }
+  static REPARAM_FUSED_INLINE I shl(I a) {
+    return a << n;
+  }
   template <int n, class I>
-  static REPARAM_FUSED_INLINE I shr(I a) { return a >> n; }
+  static REPARAM_FUSED_INLINE I shr(I a) {
+    return a >> n;
+  }
 
   static REPARAM_FUSED_INLINE F to_float(U a) { return static_cast<F>(a); }
   static REPARAM_FUSED_INLINE F signed_to_float(U a) {
@@ -129,9 +139,7 @@ struct Scalar {
 
   static REPARAM_FUSED_INLINE F load(const float* p) { return *p; }
   static REPARAM_FUSED_INLINE D load(const double* p) { return *p; }
-  static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
-    return from_bits(U{p->bits} << 16);
-  }
+  static REPARAM_FUSED_INLINE F load(const BFloat16* p) { return from_bits(U{p->bits} << 16); }
   static REPARAM_FUSED_INLINE F load(const Half* p) {
     // The exponent moves by 112 when the fields move to their fp32 place, which
     // a multiplication mends for denormals too; inf and NaN need all ones.
@@ -154,7 +162,7 @@ struct Scalar {
     U half;
     if (magnitude > 0x7f800000u) {
       half = 0x7e00u | (magnitude >> 13 & 0x3ffu);
-    } else if (magnitude >= 0x477ff000u) { // 65520 and up round to inf
+    } else if (magnitude >= 0x477ff000u) {  // 65520 and up round to inf
       half = 0x7c00u;
     } else if (magnitude < 0x38800000u) {
       // Below 2^-14: in a sum with 1/2 the last bit is the denormal step 2^-24.
@@ -176,4 +184,4 @@ struct Scalar {
   static REPARAM_FUSED_INLINE void to_memory_order(R (&)[n]) {}
 };
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

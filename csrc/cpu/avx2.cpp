@@ -19,7 +19,7 @@
 
 namespace reparam_fused {
 constexpr Kernels kAvx2Kernels = make_kernels<Avx2>();
-} // namespace reparam_fused
+}  // namespace reparam_fused
 
 #if defined(__clang__)
 #pragma clang attribute pop

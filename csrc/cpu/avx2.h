@@ -9,7 +9,7 @@ namespace reparam_fused {
 // Eight lanes: AVX2, FMA, F16C. Members as in scalar.h.
 struct Avx2 {
   struct D {
-    __m256d a, b; // lanes 0-3 and 4-7
+    __m256d a, b;  // lanes 0-3 and 4-7
   };
   struct Q {
     __m256i a, b;
@@ -42,18 +42,27 @@ struct Avx2 {
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};
   }
-  static REPARAM_FUSED_INLINE D sub(D x, D y) { return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)}; }
-  static REPARAM_FUSED_INLINE D mul(D x, D y) { return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D sub(D x, D y) {
+    return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)};
+  }
+  static REPARAM_FUSED_INLINE D mul(D x, D y) {
+    return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
+  }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm256_sqrt_pd(x.a), _mm256_sqrt_pd(x.b)}; }
   static REPARAM_FUSED_INLINE D clamp(D x, D low, D high) {
-    return {_mm256_min_pd(high.a, _mm256_max_pd(low.a, x.a)), _mm256_min_pd(high.b, _mm256_max_pd(low.b, x.b))};
+    return {_mm256_min_pd(high.a, _mm256_max_pd(low.a, x.a)),
+            _mm256_min_pd(high.b, _mm256_max_pd(low.b, x.b))};
   }
   static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
 
   static REPARAM_FUSED_INLINE U bits(F x) { return _mm256_castps_si256(x); }
   static REPARAM_FUSED_INLINE F from_bits(U x) { return _mm256_castsi256_ps(x); }
-  static REPARAM_FUSED_INLINE Q bits(D x) { return {_mm256_castpd_si256(x.a), _mm256_castpd_si256(x.b)}; }
-  static REPARAM_FUSED_INLINE D from_bits(Q x) { return {_mm256_castsi256_pd(x.a), _mm256_castsi256_pd(x.b)}; }
+  static REPARAM_FUSED_INLINE Q bits(D x) {
+    return {_mm256_castpd_si256(x.a), _mm256_castpd_si256(x.b)};
+  }
+  static REPARAM_FUSED_INLINE D from_bits(Q x) {
+    return {_mm256_castsi256_pd(x.a), _mm256_castsi256_pd(x.b)};
+  }
 
   static REPARAM_FUSED_INLINE U and_(U x, U y) { return _mm256_and_si256(x, y); }
   static REPARAM_FUSED_INLINE U or_(U x, U y) { return _mm256_or_si256(x, y); }
@@ -61,17 +70,29 @@ struct Avx2 {
   static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) { return xor_(xor_(x, y), z); }
   static REPARAM_FUSED_INLINE U sub(U x, U y) { return _mm256_sub_epi32(x, y); }
   template <int n>
-  static REPARAM_FUSED_INLINE U shl(U x) { return _mm256_slli_epi32(x, n); }
+  static REPARAM_FUSED_INLINE U shl(U x) {
+    return _mm256_slli_epi32(x, n);
+  }
   template <int n>
-  static REPARAM_FUSED_INLINE U shr(U x) { return _mm256_srli_epi32(x, n); }
+  static REPARAM_FUSED_INLINE U shr(U x) {
+    return _mm256_srli_epi32(x, n);
+  }
   static REPARAM_FUSED_INLINE Q and_(Q x, Q y) { return {and_(x.a, y.a), and_(x.b, y.b)}; }
   static REPARAM_FUSED_INLINE Q or_(Q x, Q y) { return {or_(x.a, y.a), or_(x.b, y.b)}; }
-  static REPARAM_FUSED_INLINE Q sub(Q x, Q y) { return {_mm256_sub_epi64(x.a, y.a), _mm256_sub_epi64(x.b, y.b)}; }
-  static REPARAM_FUSED_INLINE Q add(Q x, Q y) { return {_mm256_add_epi64(x.a, y.a), _mm256_add_epi64(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q sub(Q x, Q y) {
+    return {_mm256_sub_epi64(x.a, y.a), _mm256_sub_epi64(x.b, y.b)};
+  }
+  static REPARAM_FUSED_INLINE Q add(Q x, Q y) {
+    return {_mm256_add_epi64(x.a, y.a), _mm256_add_epi64(x.b, y.b)};
+  }
   template <int n>
-  static REPARAM_FUSED_INLINE Q shl(Q x) { return {_mm256_slli_epi64(x.a, n), _mm256_slli_epi64(x.b, n)}; }
+  static REPARAM_FUSED_INLINE Q shl(Q x) {
+    return {_mm256_slli_epi64(x.a, n), _mm256_slli_epi64(x.b, n)};
+  }
   template <int n>
-  static REPARAM_FUSED_INLINE Q shr(Q x) { return {_mm256_srli_epi64(x.a, n), _mm256_srli_epi64(x.b, n)}; }
+  static REPARAM_FUSED_INLINE Q shr(Q x) {
+    return {_mm256_srli_epi64(x.a, n), _mm256_srli_epi64(x.b, n)};
+  }
 
   static REPARAM_FUSED_INLINE void mulhilo(U x, uint32_t m, U& high, U& low) {
     const U factor = _mm256_set1_epi64x(m);
@@ -99,7 +120,9 @@ struct Avx2 {
   }
 
   static REPARAM_FUSED_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
-  static REPARAM_FUSED_INLINE D load(const double* p) { return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)}; }
+  static REPARAM_FUSED_INLINE D load(const double* p) {
+    return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)};
+  }
   static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return from_bits(shl<16>(_mm256_cvtepu16_epi32(half)));
@@ -135,7 +158,7 @@ struct Avx2 {
   }
   static REPARAM_FUSED_INLINE void add_order(uint64_t first, U order, U& low, U& high) {
     low = _mm256_add_epi32(set(static_cast<uint32_t>(first)), order);
-    const U no_carry = _mm256_cmpeq_epi32(_mm256_max_epu32(low, order), low); // -1 or 0
+    const U no_carry = _mm256_cmpeq_epi32(_mm256_max_epu32(low, order), low);  // -1 or 0
     high = _mm256_add_epi32(set(static_cast<uint32_t>((first >> 32) + 1)), no_carry);
   }
 
@@ -156,4 +179,4 @@ struct Avx2 {
   }
 };
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -8,7 +8,9 @@
 #include <cstring>
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#pragma clang attribute push(                                                    \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), \
+    apply_to = function)
 #else
 // GCC takes its own intrinsics' undefined operands for ours (its bug 105593).
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -22,7 +24,7 @@
 
 namespace reparam_fused {
 constexpr Kernels kAvx512Kernels = make_kernels<Avx512>();
-} // namespace reparam_fused
+}  // namespace reparam_fused
 
 #if defined(__clang__)
 #pragma clang attribute pop

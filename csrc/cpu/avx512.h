@@ -9,7 +9,7 @@ namespace reparam_fused {
 // Sixteen lanes: AVX-512 F, DQ, BW, VL. Members as in scalar.h.
 struct Avx512 {
   struct D {
-    __m512d a, b; // lanes 0-7 and 8-15
+    __m512d a, b;  // lanes 0-7 and 8-15
   };
   struct Q {
     __m512i a, b;
@@ -37,41 +37,65 @@ struct Avx512 {
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)};
   }
-  static REPARAM_FUSED_INLINE D sub(D x, D y) { return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)}; }
-  static REPARAM_FUSED_INLINE D mul(D x, D y) { return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D sub(D x, D y) {
+    return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)};
+  }
+  static REPARAM_FUSED_INLINE D mul(D x, D y) {
+    return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)};
+  }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm512_sqrt_pd(x.a), _mm512_sqrt_pd(x.b)}; }
   static REPARAM_FUSED_INLINE D clamp(D x, D low, D high) {
-    return {_mm512_min_pd(high.a, _mm512_max_pd(low.a, x.a)), _mm512_min_pd(high.b, _mm512_max_pd(low.b, x.b))};
+    return {_mm512_min_pd(high.a, _mm512_max_pd(low.a, x.a)),
+            _mm512_min_pd(high.b, _mm512_max_pd(low.b, x.b))};
   }
 
   static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
-    return from_bits(_mm512_ternarylogic_epi32(bits(x), word, set(0x80000000u), 0x78));  // x ^ (w & s)
+    return from_bits(
+        _mm512_ternarylogic_epi32(bits(x), word, set(0x80000000u), 0x78));  // x ^ (w & s)
   }
   static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
   static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
 
   static REPARAM_FUSED_INLINE U bits(F x) { return _mm512_castps_si512(x); }
   static REPARAM_FUSED_INLINE F from_bits(U x) { return _mm512_castsi512_ps(x); }
-  static REPARAM_FUSED_INLINE Q bits(D x) { return {_mm512_castpd_si512(x.a), _mm512_castpd_si512(x.b)}; }
-  static REPARAM_FUSED_INLINE D from_bits(Q x) { return {_mm512_castsi512_pd(x.a), _mm512_castsi512_pd(x.b)}; }
+  static REPARAM_FUSED_INLINE Q bits(D x) {
+    return {_mm512_castpd_si512(x.a), _mm512_castpd_si512(x.b)};
+  }
+  static REPARAM_FUSED_INLINE D from_bits(Q x) {
+    return {_mm512_castsi512_pd(x.a), _mm512_castsi512_pd(x.b)};
+  }
 
   static REPARAM_FUSED_INLINE U and_(U x, U y) { return _mm512_and_si512(x, y); }
   static REPARAM_FUSED_INLINE U or_(U x, U y) { return _mm512_or_si512(x, y); }
   static REPARAM_FUSED_INLINE U xor_(U x, U y) { return _mm512_xor_si512(x, y); }
-  static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) { return _mm512_ternarylogic_epi32(x, y, z, 0x96); }
+  static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) {
+    return _mm512_ternarylogic_epi32(x, y, z, 0x96);
+  }
   static REPARAM_FUSED_INLINE U sub(U x, U y) { return _mm512_sub_epi32(x, y); }
   template <int n>
-  static REPARAM_FUSED_INLINE U shl(U x) { return _mm512_slli_epi32(x, n); }
+  static REPARAM_FUSED_INLINE U shl(U x) {
+    return _mm512_slli_epi32(x, n);
+  }
   template <int n>
-  static REPARAM_FUSED_INLINE U shr(U x) { return _mm512_srli_epi32(x, n); }
+  static REPARAM_FUSED_INLINE U shr(U x) {
+    return _mm512_srli_epi32(x, n);
+  }
   static REPARAM_FUSED_INLINE Q and_(Q x, Q y) { return {and_(x.a, y.a), and_(x.b, y.b)}; }
   static REPARAM_FUSED_INLINE Q or_(Q x, Q y) { return {or_(x.a, y.a), or_(x.b, y.b)}; }
-  static REPARAM_FUSED_INLINE Q sub(Q x, Q y) { return {_mm512_sub_epi64(x.a, y.a), _mm512_sub_epi64(x.b, y.b)}; }
-  static REPARAM_FUSED_INLINE Q add(Q x, Q y) { return {_mm512_add_epi64(x.a, y.a), _mm512_add_epi64(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE Q sub(Q x, Q y) {
+    return {_mm512_sub_epi64(x.a, y.a), _mm512_sub_epi64(x.b, y.b)};
+  }
+  static REPARAM_FUSED_INLINE Q add(Q x, Q y) {
+    return {_mm512_add_epi64(x.a, y.a), _mm512_add_epi64(x.b, y.b)};
+  }
   template <int n>
-  static REPARAM_FUSED_INLINE Q shl(Q x) { return {_mm512_slli_epi64(x.a, n), _mm512_slli_epi64(x.b, n)}; }
+  static REPARAM_FUSED_INLINE Q shl(Q x) {
+    return {_mm512_slli_epi64(x.a, n), _mm512_slli_epi64(x.b, n)};
+  }
   template <int n>
-  static REPARAM_FUSED_INLINE Q shr(Q x) { return {_mm512_srli_epi64(x.a, n), _mm512_srli_epi64(x.b, n)}; }
+  static REPARAM_FUSED_INLINE Q shr(Q x) {
+    return {_mm512_srli_epi64(x.a, n), _mm512_srli_epi64(x.b, n)};
+  }
 
   // Even and odd lanes are multiplied apart, and put together by shuffles, which
   // run on another port than the products.
@@ -87,13 +111,17 @@ struct Avx512 {
   static REPARAM_FUSED_INLINE F signed_to_float(U x) { return _mm512_cvtepi32_ps(x); }
   static REPARAM_FUSED_INLINE __m256i upper(U x) { return _mm512_extracti64x4_epi64(x, 1); }
   static REPARAM_FUSED_INLINE __m256i lower(U x) { return _mm512_castsi512_si256(x); }
-  static REPARAM_FUSED_INLINE D to_double(U x) { return {_mm512_cvtepu32_pd(lower(x)), _mm512_cvtepu32_pd(upper(x))}; }
+  static REPARAM_FUSED_INLINE D to_double(U x) {
+    return {_mm512_cvtepu32_pd(lower(x)), _mm512_cvtepu32_pd(upper(x))};
+  }
   static REPARAM_FUSED_INLINE D signed_to_double(U x) {
     return {_mm512_cvtepi32_pd(lower(x)), _mm512_cvtepi32_pd(upper(x))};
   }
 
   static REPARAM_FUSED_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-  static REPARAM_FUSED_INLINE D load(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+  static REPARAM_FUSED_INLINE D load(const double* p) {
+    return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)};
+  }
   static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return from_bits(shl<16>(_mm512_cvtepu16_epi32(half)));
@@ -113,22 +141,25 @@ struct Avx512 {
     const U odd = and_(shr<16>(b), set(1u));
     const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
     const U rounded = _mm512_mask_add_epi32(b, number, b, _mm512_add_epi32(odd, set(0x7fffu)));
-    const U upper_halves = _mm512_set_epi16(
-        0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    const U upper_halves = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29,
+                                            27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     const U packed = _mm512_permutexvar_epi16(upper_halves, rounded);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lower(packed));
   }
   static REPARAM_FUSED_INLINE void store(Half* p, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
 
   // Lane i takes counter first + order(i), chosen so that to_memory_order needs
   // shuffles within 128 bits only.
   static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
-    add_order(first, _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), low, high);
+    add_order(first, _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), low,
+              high);
   }
   static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
-    add_order(first, _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), low, high);
+    add_order(first, _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), low,
+              high);
   }
   static REPARAM_FUSED_INLINE void add_order(uint64_t first, U order, U& low, U& high) {
     low = _mm512_add_epi32(set(static_cast<uint32_t>(first)), order);
@@ -153,4 +184,4 @@ struct Avx512 {
   }
 };
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

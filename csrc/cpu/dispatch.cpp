@@ -14,7 +14,7 @@ std::vector<const Kernels*> supported_kernels() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c");
+                    __builtin_cpu_supports("f16c");
   if (avx2) supported.push_back(&kAvx2Kernels);
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
@@ -33,15 +33,15 @@ const Kernels& choose_kernels() {
     if (std::string(forced) == kernels->isa) return *kernels;
     names += (names.empty() ? "" : ", ") + std::string(kernels->isa);
   }
-  throw std::runtime_error(
-      "REPARAM_FUSED_ISA is '" + std::string(forced) + "', but this CPU and build have: " + names);
+  throw std::runtime_error("REPARAM_FUSED_ISA is '" + std::string(forced) +
+                           "', but this CPU and build have: " + names);
 }
 
-} // namespace
+}  // namespace
 
 const Kernels& cpu_kernels() {
   static const Kernels& kernels = choose_kernels();
   return kernels;
 }
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

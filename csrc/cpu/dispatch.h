@@ -9,4 +9,4 @@ namespace reparam_fused {
 // std::runtime_error where that one is unknown or not to be had.
 const Kernels& cpu_kernels();
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -8,10 +8,10 @@ namespace reparam_fused {
 // of one broadcast shape, with strides in elements. Dimensions are in logical
 // (row-major) order, outermost first, merged where every operand allows it.
 struct Problem {
-  const void* x;        // mu, or grad_z
+  const void* x;  // mu, or grad_z
   const void* log_var;
   void* out;
-  int ndim;             // >= 1
+  int ndim;  // >= 1
   const int64_t* sizes;
   const int64_t* x_strides;
   const int64_t* log_var_strides;
@@ -43,4 +43,4 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 #endif
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

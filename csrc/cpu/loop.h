@@ -66,7 +66,7 @@ class Cursor {
     out_ += n * p_.out_strides[d];
   }
 
-  static constexpr int kMaxDims = 64; // at::kDimVectorStaticSize and TensorIterator allow no more
+  static constexpr int kMaxDims = 64;  // at::kDimVectorStaticSize and TensorIterator allow no more
   const Problem& p_;
   int64_t x_ = 0, log_var_ = 0, out_ = 0;
   int64_t index_[kMaxDims];
@@ -74,8 +74,8 @@ class Cursor {
 
 // kLanes counters' worth of elements, contiguous in memory.
 template <class V, class T, class Op>
-REPARAM_FUSED_INLINE void compute_tile(
-    const T* x, const T* log_var, T* out, uint64_t first_counter, uint64_t seed) {
+REPARAM_FUSED_INLINE void compute_tile(const T* x, const T* log_var, T* out, uint64_t first_counter,
+                                       uint64_t seed) {
   constexpr int kRegisters = Element<V, T>::kPerCounter;
   using R = typename Element<V, T>::Register;
   R eps[kRegisters];
@@ -150,8 +150,8 @@ class Loop {
     }
   }
 
-  REPARAM_FUSED_INLINE const T* gather(
-      const T* from, int64_t Run::*place, int64_t stride, int n_runs, T* tile, int skipped) {
+  REPARAM_FUSED_INLINE const T* gather(const T* from, int64_t Run::* place, int64_t stride,
+                                       int n_runs, T* tile, int skipped) {
     T* to = tile + skipped;
     for (int r = 0; r < n_runs; ++r) {
       const T* run = from + runs_[r].*place;
@@ -195,12 +195,11 @@ void run_kernel(const Problem& p, int64_t begin, int64_t end) {
 
 template <class V>
 constexpr Kernels make_kernels() {
-  return {
-      V::kName,
-      {run_kernel<V, float, Sample>, run_kernel<V, double, Sample>, run_kernel<V, Half, Sample>,
-       run_kernel<V, BFloat16, Sample>},
-      {run_kernel<V, float, SampleBackward>, run_kernel<V, double, SampleBackward>,
-       run_kernel<V, Half, SampleBackward>, run_kernel<V, BFloat16, SampleBackward>}};
+  return {V::kName,
+          {run_kernel<V, float, Sample>, run_kernel<V, double, Sample>, run_kernel<V, Half, Sample>,
+           run_kernel<V, BFloat16, Sample>},
+          {run_kernel<V, float, SampleBackward>, run_kernel<V, double, SampleBackward>,
+           run_kernel<V, Half, SampleBackward>, run_kernel<V, BFloat16, SampleBackward>}};
 }
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -29,8 +29,8 @@ DType kernel_dtype(at::ScalarType dtype) {
     case at::kBFloat16:
       return kBFloat16;
     default:
-      TORCH_CHECK(
-          false, "reparam_fused: expected float32, float64, float16 or bfloat16, got ", dtype);
+      TORCH_CHECK(false, "reparam_fused: expected float32, float64, float16 or bfloat16, got ",
+                  dtype);
   }
 }
 
@@ -58,7 +58,8 @@ using Dimensions = c10::SmallVector<Dimension, 8>;
 
 // In logical order, with neighbours merged where all three tensors step through
 // them as through one.
-Dimensions merged_dimensions(const at::Tensor& x, const at::Tensor& log_var, const at::Tensor& out) {
+Dimensions merged_dimensions(const at::Tensor& x, const at::Tensor& log_var,
+                             const at::Tensor& out) {
   Dimensions merged;
   for (int64_t d = 0; d < out.dim(); ++d) {
     const Dimension next{out.size(d), {x.stride(d), log_var.stride(d), out.stride(d)}};
@@ -81,11 +82,10 @@ Dimensions merged_dimensions(const at::Tensor& x, const at::Tensor& log_var, con
 // One row of (seed, offset) for each slice of the output, and how long a slice
 // is: the trailing dimensions that a key does not tell apart.
 std::pair<at::Tensor, int64_t> slice_keys(const at::Tensor& key, const at::Tensor& out) {
-  TORCH_CHECK(
-      key.scalar_type() == at::kUInt64 && key.device().is_cpu() && key.dim() >= 1 &&
-          key.size(-1) == 2 && key.dim() <= out.dim() + 1,
-      "reparam_fused: expected a uint64 key of shape (2,) or (*batch, 2) on the CPU, got ",
-      key.scalar_type(), " ", key.sizes(), " on ", key.device());
+  TORCH_CHECK(key.scalar_type() == at::kUInt64 && key.device().is_cpu() && key.dim() >= 1 &&
+                  key.size(-1) == 2 && key.dim() <= out.dim() + 1,
+              "reparam_fused: expected a uint64 key of shape (2,) or (*batch, 2) on the CPU, got ",
+              key.scalar_type(), " ", key.sizes(), " on ", key.device());
   if (key.dim() == 1) return {key.contiguous(), out.numel()};
   int64_t batch_dims = key.dim() - 1;
   while (batch_dims > 0 && key.size(batch_dims - 1) == 1) --batch_dims;
@@ -104,9 +104,8 @@ at::Tensor as_operand(const at::Tensor& t, const at::Tensor& out) {
   return t.to(out.scalar_type()).expand(out.sizes());
 }
 
-at::Tensor launch(
-    const Kernel (&kernels)[kDTypes], const at::Tensor& x_any, const at::Tensor& log_var_any,
-    const at::Tensor& key) {
+at::Tensor launch(const Kernel (&kernels)[kDTypes], const at::Tensor& x_any,
+                  const at::Tensor& log_var_any, const at::Tensor& key) {
   const auto dtype = at::result_type(x_any, log_var_any);
   const Kernel kernel = kernels[kernel_dtype(dtype)];
   const at::Tensor out = empty_output(x_any, log_var_any, dtype);
@@ -123,17 +122,16 @@ at::Tensor launch(
     for (const auto& d : dims) table.push_back(d.stride[k]);
   }
   const auto ndim = dims.size();
-  const Problem problem{
-      x.const_data_ptr(),
-      log_var.const_data_ptr(),
-      out.mutable_data_ptr(),
-      static_cast<int>(ndim),
-      table.data(),
-      table.data() + ndim,
-      table.data() + 2 * ndim,
-      table.data() + 3 * ndim,
-      keys.const_data_ptr<uint64_t>(),
-      slice_numel};
+  const Problem problem{x.const_data_ptr(),
+                        log_var.const_data_ptr(),
+                        out.mutable_data_ptr(),
+                        static_cast<int>(ndim),
+                        table.data(),
+                        table.data() + ndim,
+                        table.data() + 2 * ndim,
+                        table.data() + 3 * ndim,
+                        keys.const_data_ptr<uint64_t>(),
+                        slice_numel};
   const int64_t tiles = (numel + kMaxTile - 1) / kMaxTile;
   at::parallel_for(0, tiles, kGrain / kMaxTile, [&](int64_t begin, int64_t end) {
     kernel(problem, begin * kMaxTile, std::min(end * kMaxTile, numel));
@@ -145,16 +143,16 @@ at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& log_var, cons
   return launch(cpu_kernels().sample, mu, log_var, key);
 }
 
-at::Tensor sample_backward(
-    const at::Tensor& grad_z, const at::Tensor& log_var, const at::Tensor& key) {
+at::Tensor sample_backward(const at::Tensor& grad_z, const at::Tensor& log_var,
+                           const at::Tensor& key) {
   return launch(cpu_kernels().sample_backward, grad_z, log_var, key);
 }
 
-} // namespace
+}  // namespace
 
 TORCH_LIBRARY_IMPL(reparam_fused, CPU, m) {
   m.impl("sample_from_key", &sample_from_key);
   m.impl("sample_backward", &sample_backward);
 }
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

@@ -2,4 +2,4 @@
 
 namespace reparam_fused {
 constexpr Kernels kScalarKernels = make_kernels<Scalar>();
-} // namespace reparam_fused
+}  // namespace reparam_fused

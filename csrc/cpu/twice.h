@@ -25,11 +25,11 @@ struct Twice {
   static REPARAM_FUSED_INLINE auto set(T x) {
     return Both<decltype(V::set(x))>{V::set(x), V::set(x)};
   }
-#define REPARAM_FUSED_TWICE(name)                                                   \
-  template <class R, class... Rest>                                                 \
-  static REPARAM_FUSED_INLINE auto name(const Both<R>& x, const Rest&... rest) {    \
-    return Both<decltype(V::name(x.a, rest.a...))>{                                 \
-        V::name(x.a, rest.a...), V::name(x.b, rest.b...)};                          \
+#define REPARAM_FUSED_TWICE(name)                                                \
+  template <class R, class... Rest>                                              \
+  static REPARAM_FUSED_INLINE auto name(const Both<R>& x, const Rest&... rest) { \
+    return Both<decltype(V::name(x.a, rest.a...))>{V::name(x.a, rest.a...),      \
+                                                   V::name(x.b, rest.b...)};     \
   }
   REPARAM_FUSED_TWICE(fma)
   REPARAM_FUSED_TWICE(add)
@@ -96,4 +96,4 @@ struct Twice {
   }
 };
 
-} // namespace reparam_fused
+}  // namespace reparam_fused

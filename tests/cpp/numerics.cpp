@@ -38,28 +38,34 @@ using Wide = Twice<Avx2>;
 using Wide = Twice<Scalar>;
 #endif
 
-// The distance from `exact` in units of the last place that T has there.
-template <class T>
-double ulps(T got, long double exact) {
-  if (std::isnan(got) || std::isnan(exact)) return std::isnan(got) && std::isnan(exact) ? 0 : 1e30;
-  if (std::isinf(got)) {
-    const long double largest = std::numeric_limits<T>::max();
-    const long double half_step = std::ldexp(0.5L, std::numeric_limits<T>::max_exponent - std::numeric_limits<T>::digits);
-    return std::signbit(got) == std::signbit(exact) && std::fabs(exact) >= largest - half_step ? 0 : 1e30;
+// The distance from `exact` in units of the last place that T has there. An
+// infinite result is right where `exact` rounds to infinity.
+template <class T, class Exact>
+double ulps(T got, Exact exact) {
+  using Limits = std::numeric_limits<T>;
+  constexpr double kWrong = 1e30;
+  if (got != got || exact != exact) return (got != got) == (exact != exact) ? 0 : kWrong;
+  int exponent = Limits::min_exponent;
+  if (exact != 0) std::frexp(exact, &exponent);
+  if (std::isinf(got) || std::isinf(exact)) {
+    const Exact overflow =
+        std::ldexp(Exact(2 - std::ldexp(1.0, -Limits::digits)), Limits::max_exponent - 1);
+    return std::isinf(got) && std::signbit(got) == std::signbit(exact) &&
+                   std::fabs(exact) >= overflow
+               ? 0
+               : kWrong;
   }
-  int exponent;
-  std::frexp(exact, &exponent);
-  const int lowest = std::numeric_limits<T>::min_exponent;
-  if (exact == 0 || exponent < lowest) exponent = lowest;
-  const long double ulp = std::ldexp(1.0L, exponent - std::numeric_limits<T>::digits);
-  return static_cast<double>(std::fabs(got - exact) / ulp);
+  if (exponent < Limits::min_exponent) exponent = Limits::min_exponent;
+  return static_cast<double>(std::fabs(got - exact) *
+                             std::ldexp(Exact(1), Limits::digits - exponent));
 }
 
 double larger(double a, double b) { return a > b ? a : b; }
 double sum(double a, double b) { return a + b; }
 
 // Runs `work(begin, end)` over [0, n) on all cores and joins the results.
-double parallel(uint64_t n, double (*join)(double, double), const std::function<double(uint64_t, uint64_t)>& work) {
+double parallel(uint64_t n, double (*join)(double, double),
+                const std::function<double(uint64_t, uint64_t)>& work) {
   const unsigned cores = std::thread::hardware_concurrency();
   std::vector<double> results(cores);
   std::vector<std::thread> threads;
@@ -99,10 +105,10 @@ void float_errors() {
   });
   largest_error("uniform", [](uint32_t w) {
     const float u = uniform<Scalar>(w);
-    return u >= 0x1p-33f && u <= 1.0f ? ulps(u, std::ldexp(w + 0.5L, -32)) : 1e30;
+    return u >= 0x1p-33f && u <= 1.0f ? ulps(u, (w + 0.5) * 0x1p-32) : 1e30;
   });
   const auto exact_angle = [](uint32_t w) {
-    const uint32_t folded = w << 1; // modulo half a turn
+    const uint32_t folded = w << 1;  // modulo half a turn
     return kPi * static_cast<int32_t>(folded) * 0x1p-32;
   };
   largest_error("half_turn sin", [&](uint32_t w) {
@@ -203,7 +209,7 @@ void half_store_differs(const char* name) {
                const float x = Scalar::from_bits(in[j]);
                Scalar::store(&scalar, x);
                const float back = Scalar::load(&scalar);
-               const bool quiet = x != x && !(in[j] & 0x00400000u); // kernels store no such NaN
+               const bool quiet = x != x && !(in[j] & 0x00400000u);  // kernels store no such NaN
                differ += !quiet && (wide[j].bits != scalar.bits || (x != x) != (back != back));
              }
            }
@@ -274,7 +280,7 @@ void print_philox(char** words) {
   std::printf("%08x %08x %08x %08x\n", out.w0, out.w1, out.w2, out.w3);
 }
 
-} // namespace
+}  // namespace
 
 int main(int argc, char** argv) {
   if (argc == 7) {

@@ -1,0 +1,52 @@
+# Everything from a fresh clone: each target makes its own virtual environment in
+# .venv, installs torch and builds the extension, once.
+#
+#   make demo    train a VAE with the fused op      (ARGS="--epochs 20" passes options on)
+#   make test    run the tests                      (ARGS="-m slow" runs the exhaustive ones)
+#   make bench   compare speed with the rivals
+#   make lint    ruff, clang-format and mypy
+#
+# TORCH picks the release, PYTHON the interpreter: make test TORCH=torch==2.13.0
+
+PYTHON ?= python3
+TORCH ?= torch==2.14.1
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo
+	$(BIN)/python examples/train_vae.py $(ARGS)
+
+test: $(VENV)/test
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/bench
+	$(BIN)/python -m pytest benchmarks $(ARGS)
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp')
+	$(BIN)/mypy
+
+# torch comes first, in a step of its own: the extension builds against it.
+$(VENV)/torch:
+	@echo "== virtual environment in $(VENV), $(TORCH)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --progress-bar on "$(TORCH)" "setuptools>=77" wheel ninja numpy
+	@touch $@
+
+# Building again after a change costs seconds: build/ keeps what has not changed.
+$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev: $(VENV)/torch $(SOURCES)
+	@echo "== building reparam_fused (a minute, once) and installing what 'make $(@F)' needs"
+	$(BIN)/python -m pip install --no-build-isolation ".[$(@F)]"
+	@cd $(VENV) && bin/python -c "import reparam_fused; print('== cpu:', reparam_fused.backends()['cpu'])"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,161 @@
+"""Speed of the fused op, next to the eager line, torch.compile of it, and the memory floor.
+
+    python -m pytest benchmarks
+
+The floor is torch.add on the same tensors: it moves the same bytes, and computes nothing
+to speak of. Targets are those of the project for 2 cores with AVX-512. A missed one is
+printed, and fails nothing: the machines are shared.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROWS, spread
+from torch import Tensor
+
+from reparam_fused import fused_reparameterize
+
+Sampler = Callable[[Tensor, Tensor], Tensor]
+K, M = 1 << 10, 1 << 20
+
+
+def eager(mu: Tensor, log_var: Tensor) -> Tensor:
+    return mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)
+
+
+compiled = torch.compile(eager)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    mu, log_var, grad_z = (torch.randn(shape).to(dtype) for _ in range(3))
+    return mu.requires_grad_(), log_var.requires_grad_(), grad_z
+
+
+def rounds_for(n: int) -> int:
+    return max(11, min(200, 64 * M // n))
+
+
+FORWARD_TARGETS: dict[tuple[int, str], dict[str, float]] = {
+    (4 * M, "float32"): {"eager": 10, "compile": 25},
+    (16 * M, "float32"): {"floor": 1.4},
+}
+BACKWARD_TARGETS: dict[tuple[int, str], dict[str, float]] = {
+    (64 * K, "float32"): {"eager": 4},
+    (4 * M, "float32"): {"eager": 6},
+}
+SIZES = pytest.mark.parametrize("n", [64 * K, M, 4 * M, 16 * M], ids=["64K", "1M", "4M", "16M"])
+DTYPE_NAMES = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+
+
+@SIZES
+@DTYPE_NAMES
+def test_forward(in_turn: Callable[..., None], n: int, dtype: str) -> None:
+    mu, log_var, _ = leaves(n, dtype=getattr(torch, dtype))
+
+    def forward(sampler: Sampler) -> Callable[[], Any]:
+        def run() -> None:
+            with torch.no_grad():
+                sampler(mu, log_var)
+
+        return run
+
+    rivals = {"eager": forward(eager), "compile": forward(compiled), "floor": forward(torch.add)}
+    targets = FORWARD_TARGETS.get((n, dtype), {})
+    in_turn(forward(fused_reparameterize), rivals, targets, rounds_for(n))
+
+
+@SIZES
+@DTYPE_NAMES
+def test_forward_backward(in_turn: Callable[..., None], n: int, dtype: str) -> None:
+    mu, log_var, grad_z = leaves(n, dtype=getattr(torch, dtype))
+
+    def both(sampler: Sampler) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(sampler(mu, log_var), (mu, log_var), grad_z)
+
+    def floor() -> None:
+        with torch.no_grad():
+            torch.add(mu, log_var)
+            torch.add(grad_z, log_var)
+
+    rivals = {"eager": both(eager), "compile": both(compiled), "floor": floor}
+    targets = BACKWARD_TARGETS.get((n, dtype), {})
+    in_turn(both(fused_reparameterize), rivals, targets, rounds_for(n))
+
+
+@pytest.mark.parametrize("n", [64 * K, 4 * M, 16 * M], ids=["64K", "4M", "16M"])
+def test_bfloat16_per_element(in_turn: Callable[..., None], n: int) -> None:
+    """bf16 moves half the bytes, and is to be no slower than fp32."""
+    mu, log_var, _ = leaves(n)
+    half_mu, half_log_var, _ = leaves(n, dtype=torch.bfloat16)
+
+    def ours() -> None:
+        with torch.no_grad():
+            fused_reparameterize(half_mu, half_log_var)
+
+    def wide() -> None:
+        with torch.no_grad():
+            fused_reparameterize(mu, log_var)
+
+    in_turn(ours, {"float32": wide}, {"float32": 1.0}, rounds_for(n))
+
+
+def test_marginal_cost_of_a_small_call(in_turn: Callable[..., None]) -> None:
+    """128 x 20, forward and backward: what one more op in a graph costs.
+
+    A chain of 41 ops less a chain of one, each with a log_var of its own.
+    """
+    mu, _, grad_z = leaves(128, 20)
+    log_vars = [leaves(128, 20)[1] for _ in range(41)]
+
+    def chain(sampler: Sampler, length: int) -> float:
+        start = time.perf_counter()
+        z = mu
+        for log_var in log_vars[:length]:
+            z = sampler(z, log_var)
+        torch.autograd.grad(z, [mu, *log_vars[:length]], grad_z)
+        return time.perf_counter() - start
+
+    def marginal(sampler: Sampler) -> float:
+        return statistics.median(chain(sampler, 41) - chain(sampler, 1) for _ in range(3)) / 40
+
+    samplers = {"fused": fused_reparameterize, "eager": eager, "multiply": torch.mul}
+    costs = {name: [] for name in samplers}
+    for _ in range(60):
+        for name, sampler in samplers.items():
+            costs[name].append(marginal(sampler) * 1e6)
+    for name, values in costs.items():
+        ROWS.append(("marginal 128x20", f"{name}, us", spread(values), "", ""))
+    ratios = [f / e for f, e in zip(costs["fused"], costs["eager"], strict=True)]
+    met = "met" if statistics.median(ratios) <= 0.4 else "MISSED"
+    ROWS.append(("marginal 128x20", "ours / eager", spread(ratios), "<= 0.4", met))
+
+
+def test_import_time() -> None:
+    """What `import reparam_fused` adds to `import torch`, in fresh processes."""
+    program = """
+import time, torch
+start = time.perf_counter()
+import reparam_fused
+print((time.perf_counter() - start) * 1e3)
+"""
+
+    def milliseconds() -> float:
+        command = [sys.executable, "-c", program]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    times = [milliseconds() for _ in range(7)]
+    met = "met" if statistics.median(times) <= 50 else "MISSED"
+    ROWS.append(("import", "ms", spread(times), "<= 50", met))
