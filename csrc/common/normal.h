@@ -23,14 +23,14 @@ REPARAM_FUSED_INLINE R horner(R y, R p, C c, Rest... rest) {
   return horner<V>(y, V::fma(p, y, V::set(c)), rest...);
 }
 
-// u = (w + 1/2) / 2^32, rounded: in [2^-33, 1], so a radius reaches 6.76 and
-// is 0 where u rounds to 1.
+// u = (w + 1/2) / 2^32, in [2^-33, 1]: a radius reaches 6.76, and is 0 where u
+// rounds to 1. Valid: every word. Max error: 0.75 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::F uniform(typename V::U w) {
   return V::fma(V::to_float(w), V::set(0x1p-32f), V::set(0x1p-33f));
 }
 
-// sqrt(-2 ln u). Valid: u in [2^-33, 1]. Max error: 1.41 ULP.
+// sqrt(-2 ln u). Valid: u in [2^-33, 1]. Max error: 1.66 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::F radius(typename V::F u) {
   // u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). The exponent stays in
@@ -48,7 +48,7 @@ REPARAM_FUSED_INLINE typename V::F radius(typename V::F u) {
 
 // cos and sin of 2 pi w / 2^32, but for a common sign, which is the top bit of
 // what is returned: it costs one operation, on the radius that they share.
-// Max error: sin 1.6 ULP, cos 1.3e-7 (it is small near a quarter turn).
+// Valid: every word. Max error: sin 2.72 ULP, cos 1.78e-7 absolute.
 template <class V>
 REPARAM_FUSED_INLINE typename V::U half_turn(typename V::U w, typename V::F& cos,
                                              typename V::F& sin) {
@@ -85,7 +85,7 @@ REPARAM_FUSED_INLINE typename V::D uniform(typename V::U high, typename V::U low
   return V::fma(w, V::set(0x1p-64), V::set(0x1p-65));
 }
 
-// sqrt(-2 ln u). Valid: u in [2^-65, 1]. Max error: 1.5 ULP.
+// sqrt(-2 ln u). Valid: u in [2^-65, 1]. Max error: 1.4 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::D radius(typename V::D u) {
   const auto bits = V::bits(u);
@@ -109,7 +109,7 @@ REPARAM_FUSED_INLINE typename V::D radius(typename V::D u) {
 }
 
 // cos and sin of 2 pi w / 2^64, times the common sign that is returned as -1
-// or 1. Max error: sin 1.6 ULP, cos 2.5e-16.
+// or 1. Valid: every pair of words. Max error: sin 2.6 ULP, cos 3.6e-16 absolute.
 template <class V>
 REPARAM_FUSED_INLINE typename V::D half_turn(typename V::U high, typename V::U low,
                                              typename V::D& cos, typename V::D& sin) {

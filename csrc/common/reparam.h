@@ -9,7 +9,7 @@ namespace reparam_fused {
 
 // exp(log_var / 2). Valid: every input. NaN stays NaN, +inf gives inf, -inf
 // gives 0, denormals are kept, sigma(0) is exactly 1.
-// Max error over all 2^32 inputs: 1.02 ULP.
+// Max error: 1.7 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::F sigma(typename V::F log_var) {
   // exp(log_var / 2) = 2^(2 h + t) with t in [-1, 1]. The sum below ends in
@@ -30,7 +30,7 @@ REPARAM_FUSED_INLINE typename V::F sigma(typename V::F log_var) {
   return V::mul(V::mul(p, scale), scale);
 }
 
-// The same in fp64. Max error over 2^26 inputs: 1.1 ULP.
+// The same in fp64. Max error: 1.8 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::D sigma(typename V::D log_var) {
   const auto x = V::clamp(log_var, V::set(-2048.0), V::set(2048.0));
