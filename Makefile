@@ -6,6 +6,9 @@
 #   make bench   compare speed with the rivals
 #   make lint    ruff, clang-format and mypy
 #
+# What is tested is what was installed: `pytest`, where `python -m pytest` would put
+# the source tree, which has no extension, before it.
+#
 # TORCH picks the release, PYTHON the interpreter: make test TORCH=torch==2.13.0
 
 PYTHON ?= python3
@@ -23,10 +26,10 @@ demo: $(VENV)/demo
 	$(BIN)/python examples/train_vae.py $(ARGS)
 
 test: $(VENV)/test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 bench: $(VENV)/bench
-	$(BIN)/python -m pytest benchmarks $(ARGS)
+	$(BIN)/pytest benchmarks $(ARGS)
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Speed of the fused op, next to the eager line, torch.compile of it, and the memory floor.
 
-    python -m pytest benchmarks
+    make bench
 
 The floor is torch.add on the same tensors: it moves the same bytes, and computes nothing
 to speak of. Targets are those of the project for 2 cores with AVX-512. A missed one is

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import reparam_fused
 from reparam_fused import functional
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+def pytest_report_header() -> str:
+    return f"reparam_fused: {reparam_fused.__file__}, cpu: {reparam_fused.backends()['cpu']}"
 
 
 @pytest.fixture(autouse=True)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
+
+from reparam_fused import _ops
+
+needs_kernels = pytest.mark.skipif(
+    _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
+)
 
 _INTS = {
     torch.float64: torch.int64,

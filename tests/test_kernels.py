@@ -11,15 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from digest import extremes
-from helpers import assert_same_bits, inputs, key_of
+from helpers import assert_same_bits, inputs, key_of, needs_kernels
 from torch import Tensor
 
 import reparam_fused
 from reparam_fused import _ops, reference
 
-pytestmark = pytest.mark.skipif(
-    _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
-)
+pytestmark = needs_kernels
 
 OPS = [
     (_ops.sample_from_key, reference.sample_from_key),

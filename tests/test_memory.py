@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from helpers import eager, inputs
+from helpers import eager, inputs, needs_kernels
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from reparam_fused import fused_reparameterize
 
+pytestmark = needs_kernels
 N = 1 << 20
 
 

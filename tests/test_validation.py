@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import needs_kernels
 
 import reparam_fused
 from reparam_fused import fold_in, fused_reparameterize, key, noise, split
@@ -134,6 +135,7 @@ def test_a_call_without_arguments_is_pythons_own_error() -> None:
         fused_reparameterize(X, X, key(1))  # type: ignore[misc]
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     "bad", [torch.tensor([1, 2]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)]
 )

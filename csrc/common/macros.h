@@ -1,8 +1,8 @@
 #pragma once
 
 // The headers of this folder hold the noise contract, once, for the host and
-// for the device. They are templates over a lane type V (see lane.md in the
-// README of csrc): a vector register on the CPU, one value on a GPU.
+// for the device. They are templates over a lane type V: a vector register on
+// the CPU, one value on a GPU (scalar.h says what such a type has).
 #if defined(__CUDACC__)
 #define REPARAM_FUSED_INLINE __host__ __device__ __forceinline__
 #elif defined(_MSC_VER)

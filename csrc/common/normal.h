@@ -138,23 +138,23 @@ REPARAM_FUSED_INLINE void box_muller(PhiloxBlock<V> w, typename V::D& n0, typena
   n1 = V::mul(r, sin);
 }
 
-// The normals of kLanes counters from `first` on, in memory order: the element
-// of index 4 first + i (fp64: 2 first + i) is element i of the registers n.
-template <class V>
+// The normals of kLanes counters from `first` on, as a tile of elements of T: in
+// the registers, and in the order, that V::load_tile gives such elements.
+template <class V, class T>
 REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, typename V::F (&n)[4]) {
   PhiloxBlock<V> w{{}, {}, V::set(0u), V::set(0u)};
-  V::float_counters(first, w.w0, w.w1);
+  V::template counters<T>(first, w.w0, w.w1);
   w = philox4x32_10<V>(w, seed);
   box_muller<V>(w.w0, w.w1, n[0], n[1]);
   box_muller<V>(w.w2, w.w3, n[2], n[3]);
-  V::to_memory_order(n);
+  V::template to_tile_order<T>(n);
 }
-template <class V>
+template <class V, class T>
 REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, typename V::D (&n)[2]) {
   PhiloxBlock<V> w{{}, {}, V::set(0u), V::set(0u)};
-  V::double_counters(first, w.w0, w.w1);
+  V::template counters<T>(first, w.w0, w.w1);
   box_muller<V>(philox4x32_10<V>(w, seed), n[0], n[1]);
-  V::to_memory_order(n);
+  V::template to_tile_order<T>(n);
 }
 
 }  // namespace reparam_fused

@@ -25,10 +25,10 @@ struct BFloat16 {
 //   bits, from_bits    the same register seen as integers, and back
 //   to_*, signed_to_*  exact or rounded once, to nearest even
 //   mulhilo            the two halves of a 32 x 32 bit product
-//   load, store        kLanes elements, converted from and to fp32 for the
-//                      half types; rounded once, to nearest even
-//   float_counters, double_counters   kLanes counters, in the order that
-//   to_memory_order    brings their normals into the order of the elements
+//   load_tile, store_tile   the elements of kLanes counters, converted from and
+//                      to fp32 for the half types; rounded once, to nearest even
+//   counters           kLanes counters, in the order that lets
+//   to_tile_order      bring their normals where load_tile puts the elements
 struct Scalar {
   using F = float;
   using D = double;
@@ -173,15 +173,21 @@ struct Scalar {
     p->bits = static_cast<uint16_t>(sign | half);
   }
 
-  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void load_tile(const T* p, R (&x)[n]) {
+    for (int i = 0; i < n; ++i) x[i] = load(p + i);
+  }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void store_tile(T* p, const R (&x)[n]) {
+    for (int i = 0; i < n; ++i) store(p + i, x[i]);
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE void counters(Q first, U& low, U& high) {
     low = static_cast<U>(first);
     high = static_cast<U>(first >> 32);
   }
-  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
-    float_counters(first, low, high);
-  }
-  template <class R, int n>
-  static REPARAM_FUSED_INLINE void to_memory_order(R (&)[n]) {}
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void to_tile_order(R (&)[n]) {}
 };
 
 }  // namespace reparam_fused

@@ -119,50 +119,98 @@ struct Avx2 {
     return sub(from_bits(or_(wide, set(uint64_t{0x4330000000000000}))), set(0x1p52));
   }
 
-  static REPARAM_FUSED_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
-  static REPARAM_FUSED_INLINE D load(const double* p) {
-    return {_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4)};
+  static REPARAM_FUSED_INLINE void load_tile(const float* p, F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = _mm256_loadu_ps(p + 8 * i);
   }
-  static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
-    const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return from_bits(shl<16>(_mm256_cvtepu16_epi32(half)));
+  static REPARAM_FUSED_INLINE void load_tile(const Half* p, F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = _mm256_cvtph_ps(_mm_loadu_si128(as<__m128i>(p + 8 * i)));
   }
-  static REPARAM_FUSED_INLINE F load(const Half* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  // Two halves of a word each: the elements of even and of odd index, apart
+  static REPARAM_FUSED_INLINE void load_tile(const BFloat16* p, F (&x)[4]) {
+    for (int i = 0; i < 2; ++i) {
+      const U pairs = _mm256_loadu_si256(as<__m256i>(p + 16 * i));
+      x[2 * i] = from_bits(shl<16>(pairs));
+      x[2 * i + 1] = from_bits(and_(pairs, set(0xffff0000u)));
+    }
   }
-  static REPARAM_FUSED_INLINE void store(float* p, F x) { _mm256_storeu_ps(p, x); }
-  static REPARAM_FUSED_INLINE void store(double* p, D x) {
-    _mm256_storeu_pd(p, x.a);
-    _mm256_storeu_pd(p + 4, x.b);
-  }
-  static REPARAM_FUSED_INLINE void store(BFloat16* p, F x) {
-    const U b = bits(x);
-    const U odd = and_(shr<16>(b), set(1u));
-    const U rounded = shr<16>(_mm256_add_epi32(b, _mm256_add_epi32(odd, set(0x7fffu))));
-    const U nan = bits(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-    const U half = _mm256_blendv_epi8(rounded, or_(shr<16>(b), set(0x40u)), nan);
-    const U packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(half, half), 0x08);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), lower(packed));
-  }
-  static REPARAM_FUSED_INLINE void store(Half* p, F x) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  static REPARAM_FUSED_INLINE void load_tile(const double* p, D (&x)[2]) {
+    for (int i = 0; i < 2; ++i) x[i] = {_mm256_loadu_pd(p + 8 * i), _mm256_loadu_pd(p + 8 * i + 4)};
   }
 
-  // Lane i takes counter first + order(i), chosen so that to_memory_order needs
+  static REPARAM_FUSED_INLINE void store_tile(float* p, const F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) _mm256_storeu_ps(p + 8 * i, x[i]);
+  }
+  static REPARAM_FUSED_INLINE void store_tile(Half* p, const F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) {
+      _mm_storeu_si128(as<__m128i>(p + 8 * i), _mm256_cvtps_ph(x[i], _MM_FROUND_TO_NEAREST_INT));
+    }
+  }
+  static REPARAM_FUSED_INLINE void store_tile(BFloat16* p, const F (&x)[4]) {
+    for (int i = 0; i < 2; ++i) {
+      const U even = shr<16>(round_to_bfloat16(x[2 * i]));
+      const U odd = round_to_bfloat16(x[2 * i + 1]);
+      _mm256_storeu_si256(as<__m256i>(p + 16 * i), _mm256_blend_epi16(even, odd, 0xaa));
+    }
+  }
+  static REPARAM_FUSED_INLINE void store_tile(double* p, const D (&x)[2]) {
+    for (int i = 0; i < 2; ++i) {
+      _mm256_storeu_pd(p + 8 * i, x[i].a);
+      _mm256_storeu_pd(p + 8 * i + 4, x[i].b);
+    }
+  }
+
+  // Lane i takes counter first + order(i), chosen so that to_tile_order needs
   // shuffles within 128 bits only.
-  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
-    add_order(first, _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7), low, high);
-  }
-  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
-    add_order(first, _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7), low, high);
-  }
-  static REPARAM_FUSED_INLINE void add_order(uint64_t first, U order, U& low, U& high) {
+  template <class T>
+  static REPARAM_FUSED_INLINE void counters(uint64_t first, U& low, U& high) {
+    const U order = counter_order(static_cast<const T*>(nullptr));
     low = _mm256_add_epi32(set(static_cast<uint32_t>(first)), order);
     const U no_carry = _mm256_cmpeq_epi32(_mm256_max_epu32(low, order), low);  // -1 or 0
     high = _mm256_add_epi32(set(static_cast<uint32_t>((first >> 32) + 1)), no_carry);
   }
+  template <class T>
+  static REPARAM_FUSED_INLINE void to_tile_order(F (&n)[4]) {
+    reorder(n, static_cast<const T*>(nullptr));
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE void to_tile_order(D (&n)[2]) {
+    const D first = n[0];
+    n[0] = {_mm256_unpacklo_pd(first.a, n[1].a), _mm256_unpackhi_pd(first.a, n[1].a)};
+    n[1] = {_mm256_unpacklo_pd(first.b, n[1].b), _mm256_unpackhi_pd(first.b, n[1].b)};
+  }
 
-  static REPARAM_FUSED_INLINE void to_memory_order(F (&n)[4]) {
+ private:
+  template <class To>
+  static REPARAM_FUSED_INLINE const To* as(const void* p) {
+    return static_cast<const To*>(p);
+  }
+  template <class To>
+  static REPARAM_FUSED_INLINE To* as(void* p) {
+    return static_cast<To*>(p);
+  }
+
+  // In the upper half of each lane. Rounded to nearest even by an addition, which
+  // could carry a NaN into inf: a NaN is left alone. Arithmetic made it quiet, so
+  // its upper half is one too.
+  static REPARAM_FUSED_INLINE U round_to_bfloat16(F x) {
+    const U b = bits(x);
+    const U odd = and_(shr<16>(b), set(1u));
+    const U number = bits(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
+    const U half_step = and_(number, _mm256_add_epi32(odd, set(0x7fffu)));
+    return _mm256_add_epi32(b, half_step);
+  }
+
+  static REPARAM_FUSED_INLINE U counter_order(const void*) {
+    return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+  }
+  static REPARAM_FUSED_INLINE U counter_order(const BFloat16*) {
+    return _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+  }
+  static REPARAM_FUSED_INLINE U counter_order(const double*) {
+    return _mm256_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7);
+  }
+
+  static REPARAM_FUSED_INLINE void reorder(F (&n)[4], const void*) {
     const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(n[0], n[1]));
     const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(n[0], n[1]));
     const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(n[2], n[3]));
@@ -172,10 +220,12 @@ struct Avx2 {
     n[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
     n[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
   }
-  static REPARAM_FUSED_INLINE void to_memory_order(D (&n)[2]) {
-    const D first = n[0];
-    n[0] = {_mm256_unpacklo_pd(first.a, n[1].a), _mm256_unpackhi_pd(first.a, n[1].a)};
-    n[1] = {_mm256_unpacklo_pd(first.b, n[1].b), _mm256_unpackhi_pd(first.b, n[1].b)};
+  static REPARAM_FUSED_INLINE void reorder(F (&n)[4], const BFloat16*) {
+    const F even = n[0], odd = n[1];
+    n[0] = _mm256_unpacklo_ps(even, n[2]);
+    n[1] = _mm256_unpacklo_ps(odd, n[3]);
+    n[2] = _mm256_unpackhi_ps(even, n[2]);
+    n[3] = _mm256_unpackhi_ps(odd, n[3]);
   }
 };
 

@@ -118,56 +118,100 @@ struct Avx512 {
     return {_mm512_cvtepi32_pd(lower(x)), _mm512_cvtepi32_pd(upper(x))};
   }
 
-  static REPARAM_FUSED_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-  static REPARAM_FUSED_INLINE D load(const double* p) {
-    return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)};
+  static REPARAM_FUSED_INLINE void load_tile(const float* p, F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = _mm512_loadu_ps(p + 16 * i);
   }
-  static REPARAM_FUSED_INLINE F load(const BFloat16* p) {
-    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return from_bits(shl<16>(_mm512_cvtepu16_epi32(half)));
+  static REPARAM_FUSED_INLINE void load_tile(const Half* p, F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) x[i] = _mm512_cvtph_ps(_mm256_loadu_si256(as<__m256i>(p + 16 * i)));
   }
-  static REPARAM_FUSED_INLINE F load(const Half* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  // Two halves of a word each: the elements of even and of odd index, apart
+  static REPARAM_FUSED_INLINE void load_tile(const BFloat16* p, F (&x)[4]) {
+    for (int i = 0; i < 2; ++i) {
+      const U pairs = _mm512_loadu_si512(p + 32 * i);
+      x[2 * i] = from_bits(shl<16>(pairs));
+      x[2 * i + 1] = from_bits(and_(pairs, set(0xffff0000u)));
+    }
   }
-  static REPARAM_FUSED_INLINE void store(float* p, F x) { _mm512_storeu_ps(p, x); }
-  static REPARAM_FUSED_INLINE void store(double* p, D x) {
-    _mm512_storeu_pd(p, x.a);
-    _mm512_storeu_pd(p + 8, x.b);
-  }
-  static REPARAM_FUSED_INLINE void store(BFloat16* p, F x) {
-    // Rounded to nearest even by an addition, which could carry a NaN into inf:
-    // a NaN is left alone. Arithmetic made it quiet, so its upper half is one too.
-    const U b = bits(x);
-    const U odd = and_(shr<16>(b), set(1u));
-    const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
-    const U rounded = _mm512_mask_add_epi32(b, number, b, _mm512_add_epi32(odd, set(0x7fffu)));
-    const U upper_halves = _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29,
-                                            27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-    const U packed = _mm512_permutexvar_epi16(upper_halves, rounded);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), lower(packed));
-  }
-  static REPARAM_FUSED_INLINE void store(Half* p, F x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  static REPARAM_FUSED_INLINE void load_tile(const double* p, D (&x)[2]) {
+    for (int i = 0; i < 2; ++i)
+      x[i] = {_mm512_loadu_pd(p + 16 * i), _mm512_loadu_pd(p + 16 * i + 8)};
   }
 
-  // Lane i takes counter first + order(i), chosen so that to_memory_order needs
+  static REPARAM_FUSED_INLINE void store_tile(float* p, const F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) _mm512_storeu_ps(p + 16 * i, x[i]);
+  }
+  static REPARAM_FUSED_INLINE void store_tile(Half* p, const F (&x)[4]) {
+    for (int i = 0; i < 4; ++i) {
+      _mm256_storeu_si256(as<__m256i>(p + 16 * i),
+                          _mm512_cvtps_ph(x[i], _MM_FROUND_TO_NEAREST_INT));
+    }
+  }
+  static REPARAM_FUSED_INLINE void store_tile(BFloat16* p, const F (&x)[4]) {
+    for (int i = 0; i < 2; ++i) {
+      const U even = shr<16>(round_to_bfloat16(x[2 * i]));
+      const U odd = round_to_bfloat16(x[2 * i + 1]);
+      _mm512_storeu_si512(p + 32 * i, _mm512_mask_blend_epi16(0xaaaaaaaa, even, odd));
+    }
+  }
+  static REPARAM_FUSED_INLINE void store_tile(double* p, const D (&x)[2]) {
+    for (int i = 0; i < 2; ++i) {
+      _mm512_storeu_pd(p + 16 * i, x[i].a);
+      _mm512_storeu_pd(p + 16 * i + 8, x[i].b);
+    }
+  }
+
+  // Lane i takes counter first + order(i), chosen so that to_tile_order needs
   // shuffles within 128 bits only.
-  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
-    add_order(first, _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), low,
-              high);
-  }
-  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
-    add_order(first, _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), low,
-              high);
-  }
-  static REPARAM_FUSED_INLINE void add_order(uint64_t first, U order, U& low, U& high) {
+  template <class T>
+  static REPARAM_FUSED_INLINE void counters(uint64_t first, U& low, U& high) {
+    const U order = counter_order(static_cast<const T*>(nullptr));
     low = _mm512_add_epi32(set(static_cast<uint32_t>(first)), order);
     high = set(static_cast<uint32_t>(first >> 32));
     high = _mm512_mask_add_epi32(high, _mm512_cmplt_epu32_mask(low, order), high, set(1u));
   }
+  template <class T>
+  static REPARAM_FUSED_INLINE void to_tile_order(F (&n)[4]) {
+    reorder(n, static_cast<const T*>(nullptr));
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE void to_tile_order(D (&n)[2]) {
+    const D first = n[0];
+    n[0] = {_mm512_unpacklo_pd(first.a, n[1].a), _mm512_unpackhi_pd(first.a, n[1].a)};
+    n[1] = {_mm512_unpacklo_pd(first.b, n[1].b), _mm512_unpackhi_pd(first.b, n[1].b)};
+  }
 
-  static REPARAM_FUSED_INLINE void to_memory_order(F (&n)[4]) {
+ private:
+  template <class To>
+  static REPARAM_FUSED_INLINE const To* as(const void* p) {
+    return static_cast<const To*>(p);
+  }
+  template <class To>
+  static REPARAM_FUSED_INLINE To* as(void* p) {
+    return static_cast<To*>(p);
+  }
+
+  // In the upper half of each lane. Rounded to nearest even by an addition, which
+  // could carry a NaN into inf: a NaN is left alone. Arithmetic made it quiet, so
+  // its upper half is one too.
+  static REPARAM_FUSED_INLINE U round_to_bfloat16(F x) {
+    const U b = bits(x);
+    const __mmask16 odd = _mm512_test_epi32_mask(b, set(0x10000u));
+    const __mmask16 number = _mm512_cmp_ps_mask(x, x, _CMP_ORD_Q);
+    const U half_step = _mm512_mask_mov_epi32(set(0x7fffu), odd, set(0x8000u));
+    return _mm512_mask_add_epi32(b, number, b, half_step);
+  }
+
+  static REPARAM_FUSED_INLINE U counter_order(const void*) {
+    return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  }
+  static REPARAM_FUSED_INLINE U counter_order(const BFloat16*) {
+    return _mm512_setr_epi32(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15);
+  }
+  static REPARAM_FUSED_INLINE U counter_order(const double*) {
+    return _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  }
+
+  static REPARAM_FUSED_INLINE void reorder(F (&n)[4], const void*) {
     const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(n[0], n[1]));
     const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(n[0], n[1]));
     const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(n[2], n[3]));
@@ -177,10 +221,12 @@ struct Avx512 {
     n[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
     n[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
   }
-  static REPARAM_FUSED_INLINE void to_memory_order(D (&n)[2]) {
-    const D first = n[0];
-    n[0] = {_mm512_unpacklo_pd(first.a, n[1].a), _mm512_unpackhi_pd(first.a, n[1].a)};
-    n[1] = {_mm512_unpacklo_pd(first.b, n[1].b), _mm512_unpackhi_pd(first.b, n[1].b)};
+  static REPARAM_FUSED_INLINE void reorder(F (&n)[4], const BFloat16*) {
+    const F even = n[0], odd = n[1];
+    n[0] = _mm512_unpacklo_ps(even, n[2]);
+    n[1] = _mm512_unpacklo_ps(odd, n[3]);
+    n[2] = _mm512_unpackhi_ps(even, n[2]);
+    n[3] = _mm512_unpackhi_ps(odd, n[3]);
   }
 };
 

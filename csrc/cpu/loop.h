@@ -78,16 +78,14 @@ REPARAM_FUSED_INLINE void compute_tile(const T* x, const T* log_var, T* out, uin
                                        uint64_t seed) {
   constexpr int kRegisters = Element<V, T>::kPerCounter;
   using R = typename Element<V, T>::Register;
-  R eps[kRegisters];
-  normals<V>(first_counter, seed, eps);
-#if !defined(_MSC_VER)
-#pragma GCC unroll 4
-#endif
+  R eps[kRegisters], x_in[kRegisters], log_var_in[kRegisters], result[kRegisters];
+  normals<V, T>(first_counter, seed, eps);
+  V::load_tile(x, x_in);
+  V::load_tile(log_var, log_var_in);
   for (int j = 0; j < kRegisters; ++j) {
-    const int at = j * V::kLanes;
-    const R value = Op::template apply<V, R>(V::load(x + at), V::load(log_var + at), eps[j]);
-    V::store(out + at, value);
+    result[j] = Op::template apply<V, R>(x_in[j], log_var_in[j], eps[j]);
   }
+  V::store_tile(out, result);
 }
 
 // A tile at a time: a wide one where as many elements are left, a narrow one for

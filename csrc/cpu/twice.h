@@ -62,37 +62,48 @@ struct Twice {
     V::mulhilo(x.a, m, high.a, low.a);
     V::mulhilo(x.b, m, high.b, low.b);
   }
+
+  // The first register takes the first kLanes counters and their elements, the
+  // second those that follow.
   template <class T>
-  static REPARAM_FUSED_INLINE auto load(const T* p) {
-    return Both<decltype(V::load(p))>{V::load(p), V::load(p + V::kLanes)};
+  static REPARAM_FUSED_INLINE void counters(uint64_t first, U& low, U& high) {
+    V::template counters<T>(first, low.a, high.a);
+    V::template counters<T>(first + V::kLanes, low.b, high.b);
   }
-  template <class T, class R>
-  static REPARAM_FUSED_INLINE void store(T* p, const Both<R>& x) {
-    V::store(p, x.a);
-    V::store(p + V::kLanes, x.b);
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void to_tile_order(Both<R> (&x)[n]) {
+    R a[n], b[n];
+    split(x, a, b);
+    V::template to_tile_order<T>(a);
+    V::template to_tile_order<T>(b);
+    join(a, b, x);
+  }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void load_tile(const T* p, Both<R> (&x)[n]) {
+    R a[n], b[n];
+    V::load_tile(p, a);
+    V::load_tile(p + n * V::kLanes, b);
+    join(a, b, x);
+  }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void store_tile(T* p, const Both<R> (&x)[n]) {
+    R a[n], b[n];
+    split(x, a, b);
+    V::store_tile(p, a);
+    V::store_tile(p + n * V::kLanes, b);
   }
 
-  // The first register takes the first kLanes counters, the second the others,
-  // so that their elements come one after the other.
-  static REPARAM_FUSED_INLINE void float_counters(uint64_t first, U& low, U& high) {
-    V::float_counters(first, low.a, high.a);
-    V::float_counters(first + V::kLanes, low.b, high.b);
-  }
-  static REPARAM_FUSED_INLINE void double_counters(uint64_t first, U& low, U& high) {
-    V::double_counters(first, low.a, high.a);
-    V::double_counters(first + V::kLanes, low.b, high.b);
+ private:
+  template <class R, int n>
+  static REPARAM_FUSED_INLINE void split(const Both<R> (&x)[n], R (&a)[n], R (&b)[n]) {
+    for (int i = 0; i < n; ++i) {
+      a[i] = x[i].a;
+      b[i] = x[i].b;
+    }
   }
   template <class R, int n>
-  static REPARAM_FUSED_INLINE void to_memory_order(Both<R> (&x)[n]) {
-    R a[n], b[n];
-    for (int i = 0; i < n; ++i) a[i] = x[i].a, b[i] = x[i].b;
-    V::to_memory_order(a);
-    V::to_memory_order(b);
-    // x[i] is stored as a, b
-    for (int i = 0; i < n; ++i) {
-      const int p = 2 * i, q = 2 * i + 1;
-      x[i] = {p < n ? a[p] : b[p - n], q < n ? a[q] : b[q - n]};
-    }
+  static REPARAM_FUSED_INLINE void join(const R (&a)[n], const R (&b)[n], Both<R> (&x)[n]) {
+    for (int i = 0; i < n; ++i) x[i] = {a[i], b[i]};
   }
 };
 

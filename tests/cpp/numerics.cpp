@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
@@ -171,18 +172,25 @@ bool same_bits(T a, T b) {
   return (a != a && b != b) || Scalar::bits(a) == Scalar::bits(b);
 }
 
+using F = typename Wide::F;
+using U = typename Wide::U;
+constexpr int kTile = 4 * Wide::kLanes;
+
 // Wide against Scalar, lane by lane, for one function of a word.
 template <class WideFunction, class ScalarFunction>
 void lanes_differ(const char* name, WideFunction wide, ScalarFunction scalar) {
-  constexpr int n = Wide::kLanes;
-  report(name, parallel(words() / n, sum, [&](uint64_t begin, uint64_t end) {
+  report(name, parallel(words() / kTile, sum, [&](uint64_t begin, uint64_t end) {
            double differ = 0;
            for (uint64_t i = begin; i < end; ++i) {
-             uint32_t in[n];
-             float out[n];
-             for (int j = 0; j < n; ++j) in[j] = word(i * n + j);
-             Wide::store(out, wide(Wide::bits(Wide::load(reinterpret_cast<const float*>(in)))));
-             for (int j = 0; j < n; ++j) differ += !same_bits(out[j], scalar(in[j]));
+             float in[kTile], out[kTile];
+             for (int j = 0; j < kTile; ++j) in[j] = Scalar::from_bits(word(i * kTile + j));
+             F tile[4];
+             Wide::load_tile(in, tile);
+             for (auto& x : tile) x = wide(Wide::bits(x));
+             Wide::store_tile(out, tile);
+             for (int j = 0; j < kTile; ++j) {
+               differ += !same_bits(out[j], scalar(Scalar::bits(in[j])));
+             }
            }
            return differ;
          }));
@@ -195,63 +203,85 @@ auto normal(Word w0, Word w1, int lane) {
   return lane ? n1 : n0;
 }
 
-template <class Store>
+// Every fp32 through a store of a half type: a tile of it comes in the order in
+// which the lane type loads that half type, which small integers tell.
+template <class Half_>
 void half_store_differs(const char* name) {
-  constexpr int n = Wide::kLanes;
-  report(name, parallel(words() / n, sum, [&](uint64_t begin, uint64_t end) {
+  Half_ small[kTile];
+  for (int j = 0; j < kTile; ++j) Scalar::store(small + j, static_cast<float>(j));
+  F tile[4];
+  float order[kTile];
+  Wide::load_tile(small, tile);
+  Wide::store_tile(order, tile);
+  report(name, parallel(words() / kTile, sum, [&](uint64_t begin, uint64_t end) {
            double differ = 0;
            for (uint64_t i = begin; i < end; ++i) {
-             uint32_t in[n];
-             Store wide[n], scalar;
-             for (int j = 0; j < n; ++j) in[j] = word(i * n + j);
-             Wide::store(wide, Wide::load(reinterpret_cast<const float*>(in)));
-             for (int j = 0; j < n; ++j) {
-               const float x = Scalar::from_bits(in[j]);
-               Scalar::store(&scalar, x);
-               const float back = Scalar::load(&scalar);
-               const bool quiet = x != x && !(in[j] & 0x00400000u);  // kernels store no such NaN
-               differ += !quiet && (wide[j].bits != scalar.bits || (x != x) != (back != back));
+             float in[kTile], ordered[kTile];
+             for (int j = 0; j < kTile; ++j) in[j] = Scalar::from_bits(word(i * kTile + j));
+             for (int j = 0; j < kTile; ++j) ordered[j] = in[static_cast<int>(order[j])];
+             F wide[4];
+             Half_ out[kTile], one;
+             Wide::load_tile(ordered, wide);
+             Wide::store_tile(out, wide);
+             for (int j = 0; j < kTile; ++j) {
+               const bool nan = in[j] != in[j];
+               if (nan && !(Scalar::bits(in[j]) & 0x00400000u))
+                 continue;  // kernels make no such NaN
+               Scalar::store(&one, in[j]);
+               const float back = Scalar::load(&one);
+               differ += out[j].bits != one.bits && !nan;
+               const float wide_back = Scalar::load(out + j);
+               differ += nan != (back != back) || nan != (wide_back != wide_back);
              }
            }
            return differ;
          }));
 }
 
-template <class T>
+// All 2^16 values, in whatever order the tile has them: loaded, and stored back.
+template <class Half_>
 double half_load_differs() {
   double differ = 0;
-  constexpr int n = Wide::kLanes;
-  for (uint32_t i = 0; i < 65536; i += n) {
-    T in[n];
-    float out[n];
-    for (int j = 0; j < n; ++j) in[j].bits = static_cast<uint16_t>(i + j);
-    Wide::store(out, Wide::load(in));
-    for (int j = 0; j < n; ++j) differ += !same_bits(out[j], Scalar::load(in + j));
+  for (uint32_t i = 0; i < 65536; i += kTile) {
+    Half_ in[kTile], out[kTile];
+    for (int j = 0; j < kTile; ++j) in[j].bits = static_cast<uint16_t>(i + j);
+    F tile[4];
+    Wide::load_tile(in, tile);
+    Wide::store_tile(out, tile);
+    for (int j = 0; j < kTile; ++j) {
+      const float x = Scalar::load(in + j);
+      differ += x == x ? in[j].bits != out[j].bits : !(Scalar::load(out + j) != x);
+    }
   }
   return differ;
 }
 
-// A block of fp64 normals, from counters about a carry.
-double double_lanes_differ() {
+// A tile of normals as elements of T, from counters about a carry.
+template <class T, class R, int n>
+double normals_differ(R (&eps)[n]) {
   double differ = 0;
-  constexpr int n = 2 * Wide::kLanes;
   for (uint64_t first = 0xffffff00u; first < 0x100000100u; first += 7) {
-    typename Wide::D eps[2];
-    normals<Wide>(first, first * 0x9E3779B97F4A7C15u, eps);
-    double out[n];
-    Wide::store(out, eps[0]);
-    Wide::store(out + n / 2, eps[1]);
-    for (int j = 0; j < n; j += 2) {
-      double one[2];
-      normals<Scalar>(first + j / 2, first * 0x9E3779B97F4A7C15u, one);
-      differ += !same_bits(out[j], one[0]) + !same_bits(out[j + 1], one[1]);
+    const uint64_t seed = first * 0x9E3779B97F4A7C15u;
+    normals<Wide, T>(first, seed, eps);
+    T out[n * Wide::kLanes], one[n];
+    Wide::store_tile(out, eps);
+    for (int j = 0; j < Wide::kLanes; ++j) {
+      if constexpr (n == 2) {
+        double scalar[2];
+        normals<Scalar, T>(first + j, seed, scalar);
+        Scalar::store_tile(one, scalar);
+      } else {
+        float scalar[4];
+        normals<Scalar, T>(first + j, seed, scalar);
+        Scalar::store_tile(one, scalar);
+      }
+      differ += std::memcmp(one, out + n * j, sizeof(one)) != 0;
     }
   }
   return differ;
 }
 
 void lane_types_agree() {
-  using U = typename Wide::U;
   lanes_differ(
       "differ: radius", [](U w) { return radius<Wide>(uniform<Wide>(w)); },
       [](uint32_t w) { return radius<Scalar>(uniform<Scalar>(w)); });
@@ -268,7 +298,12 @@ void lane_types_agree() {
   half_store_differs<BFloat16>("differ: store bfloat16");
   report("differ: load half", half_load_differs<Half>());
   report("differ: load bfloat16", half_load_differs<BFloat16>());
-  report("differ: normals double", double_lanes_differ());
+  F eps[4];
+  typename Wide::D eps_double[2];
+  report("differ: normals float", normals_differ<float>(eps));
+  report("differ: normals half", normals_differ<Half>(eps));
+  report("differ: normals bfloat16", normals_differ<BFloat16>(eps));
+  report("differ: normals double", normals_differ<double>(eps_double));
 }
 
 // words of one counter and key, as Random123's known answers give them
