@@ -165,6 +165,7 @@ def test_thread_counts(threads: int, dtype: torch.dtype) -> None:
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
+        cwd=Path(__file__).parent,  # with -c, the repository's root would hide what is installed
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
