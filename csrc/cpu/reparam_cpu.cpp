@@ -34,9 +34,20 @@ DType kernel_dtype(at::ScalarType dtype) {
   }
 }
 
+// Contiguous, or as chunk and split leave a contiguous tensor: TensorIterator would
+// make the output contiguous, at the cost of a small kernel.
+bool in_row_major_order(const at::Tensor& t) {
+  if (t.is_contiguous()) return true;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    const int64_t inner = d + 1 < t.dim() ? t.stride(d + 1) : 0;
+    if (t.size(d) < 2 || t.stride(d) <= inner) return false;
+  }
+  return true;
+}
+
 // The output that torch.add(x, log_var) would have: its shape and its strides.
 at::Tensor empty_output(const at::Tensor& x, const at::Tensor& log_var, at::ScalarType dtype) {
-  if (x.sizes() == log_var.sizes() && x.is_contiguous() && log_var.is_contiguous()) {
+  if (x.sizes() == log_var.sizes() && in_row_major_order(x) && in_row_major_order(log_var)) {
     return at::empty(x.sizes(), x.options().dtype(dtype));
   }
   const at::Tensor undefined;

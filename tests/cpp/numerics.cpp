@@ -4,9 +4,13 @@
 //
 //   numerics [stride]   every stride-th of the 2^32 words (default 1: all)
 //
-// prints one line a result: a name and the largest error in ULP (or, where the
+//   numerics digest     a hash of the scalar lane type's bits
+//
+// The first prints one line a result: a name and the largest error in ULP (or, where the
 // name says so, absolute), or the number of lanes whose bits differ.
+#if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 
 #include <cmath>
 #include <cstdio>
@@ -19,6 +23,7 @@
 #include <vector>
 
 #include "../../csrc/common/reparam.h"
+#include "../../csrc/common/scalar.h"
 #include "../../csrc/cpu/twice.h"
 #if defined(__AVX2__)
 #include "../../csrc/cpu/avx2.h"
@@ -306,6 +311,33 @@ void lane_types_agree() {
   report("differ: normals double", normals_differ<double>(eps_double));
 }
 
+// A hash of the bits that the scalar lane type gives, for another architecture to
+// be compared with.
+void print_digest() {
+  uint64_t hash = 0xcbf29ce484222325u;
+  const auto add = [&](uint64_t bits) { hash = (hash ^ bits) * 0x100000001b3u; };
+  for (uint64_t i = 0; i < 200000; ++i) {
+    const float log_var = static_cast<float>(i % 500) - 250;
+    float eps[4];
+    normals<Scalar, float>(i * 0x9E3779B97F4A7C15u, i, eps);
+    for (const float x : eps) {
+      const float z = Sample::apply<Scalar, float>(x / 2, log_var, x);
+      BFloat16 low;
+      Half half;
+      Scalar::store(&low, z);
+      Scalar::store(&half, z);
+      add(Scalar::bits(z));
+      add(low.bits | uint32_t{half.bits} << 16);
+      add(Scalar::bits(SampleBackward::apply<Scalar, float>(z, log_var, x)));
+    }
+    double eps_double[2];
+    normals<Scalar, double>(i, ~i, eps_double);
+    for (const double x : eps_double)
+      add(Scalar::bits(Sample::apply<Scalar, double>(x, log_var, x)));
+  }
+  std::printf("%016llx\n", static_cast<unsigned long long>(hash));
+}
+
 // words of one counter and key, as Random123's known answers give them
 void print_philox(char** words) {
   uint32_t in[6];
@@ -320,6 +352,10 @@ void print_philox(char** words) {
 int main(int argc, char** argv) {
   if (argc == 7) {
     print_philox(argv + 1);
+    return 0;
+  }
+  if (argc > 1 && std::strcmp(argv[1], "digest") == 0) {
+    print_digest();
     return 0;
   }
   if (argc > 1) stride = std::strtoull(argv[1], nullptr, 10);
