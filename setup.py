@@ -36,7 +36,7 @@ class BuildWherePossible(BuildExtension):
                 raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             print(f"reparam_fused: the C++ extension was left out: {reason}", file=sys.stderr)
-            if self.inplace:
+            if self.inplace or self.editable_mode:
                 note = REASON
             note.parent.mkdir(parents=True, exist_ok=True)
             note.write_text(reason + "\n")

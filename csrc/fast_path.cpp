@@ -110,7 +110,7 @@ bool plain_inputs(const Tensor& mu, const Tensor& log_var) {
          log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes();
 }
 
-// The same key as _validate.py's callers draw: 64 bits of the CPU generator.
+// The key that random.draw_key would draw: 64 bits of the CPU generator.
 Tensor draw_key(at::CPUGeneratorImpl* generator) {
   Tensor key = at::empty({2}, at::kUInt64);
   auto* data = key.mutable_data_ptr<uint64_t>();

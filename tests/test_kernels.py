@@ -47,6 +47,13 @@ def test_sizes_and_offsets(op: Op, expected: Op, offset: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize(("op", "expected"), OPS)
+def test_a_million_elements(op: Op, expected: Op) -> None:
+    """The last bit of a coefficient shows in one element of ten thousand."""
+    x, log_var = inputs(1 << 20, spread=8.0)
+    assert_matches_reference(op(x, log_var, key_of(77)), expected(x, log_var, key_of(77)))
+
+
+@pytest.mark.parametrize(("op", "expected"), OPS)
 def test_extreme_and_non_finite_values(op: Op, expected: Op, dtype: torch.dtype) -> None:
     log_var = extremes(dtype)
     for x in (0.0, 1.0, float("inf"), float("nan")):

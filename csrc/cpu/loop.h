@@ -66,7 +66,8 @@ class Cursor {
     out_ += n * p_.out_strides[d];
   }
 
-  static constexpr int kMaxDims = 64;  // at::kDimVectorStaticSize and TensorIterator allow no more
+  // Dimensions of one element are merged away, and 2^63 elements have no more.
+  static constexpr int kMaxDims = 63;
   const Problem& p_;
   int64_t x_ = 0, log_var_ = 0, out_ = 0;
   int64_t index_[kMaxDims];
