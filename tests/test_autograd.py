@@ -88,11 +88,12 @@ def test_low_precision_gradients_against_fp64(both_paths: str, low: torch.dtype)
     _, theirs = torch.autograd.grad(eager(mu, log_var, eps.to(low)), (mu, log_var), grad_z)
     exact = grad_z.double() * eps.double() * torch.exp(0.5 * log_var.detach().double()) / 2
     rounding = torch.finfo(low).eps / 2
-    # measured: 2.2 float32 ULP in the product; half a denormal's step below the normals
+    # measured: 3.3 units of 2^-24 in float32, 0.995 of a rounding in the half types;
+    # half a denormal's step below the normals
     budget = (rounding + 4 * 2.0**-24) * exact.abs() + torch.finfo(low).smallest_normal * rounding
     ours_error, theirs_error = ((g.double() - exact).abs() for g in (ours, theirs))
     assert (ours_error <= budget).all()
-    # measured: 1.09 times eager's mean error in float32, 0.5 and less in the half types
+    # measured: 1.09 times eager's mean error in float32, 0.51 in float16, 0.55 in bfloat16
     assert ours_error.mean() <= 1.25 * theirs_error.mean()
 
 

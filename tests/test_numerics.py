@@ -21,6 +21,7 @@ STATED = {
     "half_turn sin": ("normal.h", "typename V::U half_turn(", 0),
     "half_turn cos absolute": ("normal.h", "typename V::U half_turn(", 1),
     "sigma": ("reparam.h", "typename V::F sigma(", 0),
+    "uniform double": ("normal.h", "typename V::D uniform(", 0),
     "radius double": ("normal.h", "typename V::D radius(", 0),
     "half_turn double sin": ("normal.h", "typename V::D half_turn(", 0),
     "half_turn double cos absolute": ("normal.h", "typename V::D half_turn(", 1),

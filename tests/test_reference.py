@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same_bits, eager, inputs, key_of
+from helpers import eager, inputs, key_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,10 +151,6 @@ def test_fma_where_float64_rounds_onto_a_tie() -> None:
 def test_reference_gives_the_formula(dtype: torch.dtype) -> None:
     mu, log_var = inputs(257, dtype=dtype)
     key = key_of(3, 2**64 - 5)
-    assert_same_bits(
-        reference.sample_from_key(mu, log_var, key).double().to(dtype),
-        reference.sample_from_key(mu, log_var, key),
-    )
     eps = reference.noise(key, mu.shape, dtype).double()
     z = reference.sample_from_key(mu, log_var, key).double()
     exact = eager(mu.double(), log_var.double(), eps)

@@ -67,7 +67,9 @@ def test_noise_is_standard_normal_at_length(dtype: torch.dtype, chunks: int) -> 
 
 
 def test_the_largest_value_is_that_of_the_smallest_u() -> None:
-    """u = 2^-33 has the radius 6.76: nothing is clamped."""
+    """u = 2^-33 has the radius 6.76, and 2^-65 in fp64 has 9.49: nothing is clamped."""
     words = torch.tensor([0])
     largest, _ = reparam_fused.reference._box_muller(words, words)
     assert largest.item() == pytest.approx(math.sqrt(66 * math.log(2)), rel=1e-6)
+    largest, _ = reparam_fused.reference._box_muller_double((words, words, words, words))
+    assert largest.item() == pytest.approx(math.sqrt(130 * math.log(2)), rel=1e-14)

@@ -145,6 +145,11 @@ void double_errors() {
              return worst;
            }));
   };
+  sample("uniform double", [](std::mt19937_64& random) {
+    const uint64_t w = random() >> (random() & 63);
+    const double u = uniform<Scalar>(static_cast<uint32_t>(w >> 32), static_cast<uint32_t>(w));
+    return u >= 0x1p-65 && u <= 1 ? ulps(u, (w + 0.5L) * 0x1p-64L) : 1e30;
+  });
   sample("radius double", [](std::mt19937_64& random) {
     // Half of them near 1, where the radius is small.
     const uint64_t r = random();
