@@ -84,7 +84,7 @@ def _radius(w: Tensor) -> Tensor:
         f, "-0x1.5d8646p-3", "0x1.243c02p-2", "-0x1.32bcb8p-2", "0x1.53846ep-2", "-0x1.98b290p-2",
         "0x1.00038cp-1", "-0x1.555796p-1", "0x1.fffffep-1", "-0x1p+1",
     )  # fmt: skip
-    square = fma(f, q, exponent.float() * float.fromhex("-0x1.62e430p-23"))
+    square = fma(f, q, fma(exponent.float(), float.fromhex("-0x1.62e430p-23"), 2.0**-60))
     # torch.sqrt is off by an ULP in 0.7 % of float32 inputs where it goes through
     # MKL. No float32 has a root within an ULP of float64 of a tie.
     return square.double().sqrt().float()
@@ -144,10 +144,10 @@ def noise(key: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.stack(lanes, -1).flatten(-2)[:, :length].reshape(shape)
 
 
-def sigma(log_var: Tensor) -> Tensor:
-    """exp(log_var / 2), in float64 or with the bits of the contract in float32."""
+def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
+    """factor * exp(log_var / 2), factor a power of two; the bits of the contract in float32."""
     if log_var.dtype == torch.float64:
-        return torch.exp(0.5 * log_var)
+        return torch.exp(0.5 * log_var) * factor
     # 2^(2 h + t): the sum ends in steps of 2, and its last bits are h + 127.
     x = log_var.clamp(-256.0, 256.0)
     magic = 1.5 * 2.0**24 + 254.0
@@ -159,25 +159,26 @@ def sigma(log_var: Tensor) -> Tensor:
         "0x1.ebfbf4p-3", "0x1.62e430p-1", "0x1p+0",
     )  # fmt: skip
     scale = (shifted.view(torch.int32) << 23).view(torch.float32)
-    return p * scale * scale
+    return p * factor * scale * scale
 
 
 def _operands(x: Tensor, log_var: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, sigma and eps in the arithmetic dtype, and a tensor for the result."""
+    """x, log_var and eps in the arithmetic dtype, and a tensor for the result."""
     out = torch.empty_like(torch.add(x, log_var))  # has add's dtype, shape and strides
     eps = noise(key, out.shape, out.dtype)
     x, log_var = (t.to(out.dtype).to(eps.dtype).expand(out.shape) for t in (x, log_var))
-    return x, sigma(log_var), eps, out
+    return x, log_var, eps, out
 
 
 def sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     """z = mu + sigma * eps."""
-    mu, scale, eps, out = _operands(mu, log_var, key)
+    mu, log_var, eps, out = _operands(mu, log_var, key)
+    scale = sigma(log_var)
     z = mu + scale * eps if eps.dtype == torch.float64 else fma(scale, eps, mu)
     return out.copy_(z)
 
 
 def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     """grad_log_var = grad_z * eps * sigma / 2, in the shape of grad_z."""
-    grad_z, scale, eps, out = _operands(grad_z, log_var, key)
-    return out.copy_((grad_z * eps) * (scale * 0.5))
+    grad_z, log_var, eps, out = _operands(grad_z, log_var, key)
+    return out.copy_((grad_z * eps) * sigma(log_var, 0.5))

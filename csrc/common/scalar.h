@@ -4,24 +4,19 @@
 #include <cstdint>
 #include <cstring>
 
+#include "element.h"
 #include "macros.h"
 
 namespace reparam_fused {
 
-// Storage of the half types; arithmetic on them is done in fp32.
-struct Half {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
-// The lane type of one value: the portable CPU path, and a GPU thread. The
-// other lane types have the same members over a register of N values:
+// The lane type of one value: the portable CPU path. The other lane types have
+// the same members over a register of N values, and csrc/cuda/thread.h over the one
+// of a GPU thread:
 //
 //   F, D, U, Q         fp32, fp64, uint32, uint64; as many of each: kLanes
 //   set                a constant in every lane
-//   fma ... clamp      one IEEE operation; clamp passes NaN on
+//   fma ... sqrt       one IEEE operation, rounded to nearest even
+//   clamp(x, limit)    x in [-limit, limit]; NaN passes
 //   bits, from_bits    the same register seen as integers, and back
 //   to_*, signed_to_*  exact or rounded once, to nearest even
 //   mulhilo            the two halves of a 32 x 32 bit product
@@ -42,27 +37,6 @@ struct Scalar {
     return x;
   }
 
-#if defined(__CUDA_ARCH__)
-  static REPARAM_FUSED_INLINE F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
-  static REPARAM_FUSED_INLINE F add(F a, F b) { return __fadd_rn(a, b); }
-  static REPARAM_FUSED_INLINE F sub(F a, F b) { return __fsub_rn(a, b); }
-  static REPARAM_FUSED_INLINE F mul(F a, F b) { return __fmul_rn(a, b); }
-  static REPARAM_FUSED_INLINE F sqrt(F a) { return __fsqrt_rn(a); }
-  static REPARAM_FUSED_INLINE D fma(D a, D b, D c) { return __fma_rn(a, b, c); }
-  static REPARAM_FUSED_INLINE D add(D a, D b) { return __dadd_rn(a, b); }
-  static REPARAM_FUSED_INLINE D sub(D a, D b) { return __dsub_rn(a, b); }
-  static REPARAM_FUSED_INLINE D mul(D a, D b) { return __dmul_rn(a, b); }
-  static REPARAM_FUSED_INLINE D sqrt(D a) { return __dsqrt_rn(a); }
-  static REPARAM_FUSED_INLINE U bits(F a) { return __float_as_uint(a); }
-  static REPARAM_FUSED_INLINE F from_bits(U a) { return __uint_as_float(a); }
-  static REPARAM_FUSED_INLINE Q bits(D a) { return __double_as_longlong(a); }
-  static REPARAM_FUSED_INLINE D from_bits(Q a) { return __longlong_as_double(a); }
-  // A 64-bit product here costs some 20 more instructions a counter.
-  static REPARAM_FUSED_INLINE void mulhilo(U a, uint32_t m, U& high, U& low) {
-    high = __umulhi(a, m);
-    low = a * m;
-  }
-#else
   // The build forbids the contraction of a * b + c: what is one fma here is
   // written as one.
   static REPARAM_FUSED_INLINE F fma(F a, F b, F c) { return std::fma(a, b, c); }
@@ -91,20 +65,16 @@ struct Scalar {
     std::memcpy(&to, &from, sizeof(to));
     return to;
   }
-#endif
 
   template <class R>
-  static REPARAM_FUSED_INLINE R clamp(R x, R low, R high) {
-    return x < low ? low : (x > high ? high : x);
+  static REPARAM_FUSED_INLINE R clamp(R x, R limit) {
+    return x < -limit ? -limit : (x > limit ? limit : x);
   }
 
   // -x where the top bit of word is set
   static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
     return from_bits(bits(x) ^ (word & 0x80000000u));
   }
-
-  static REPARAM_FUSED_INLINE F half(F x) { return mul(x, 0.5f); }
-  static REPARAM_FUSED_INLINE D half(D x) { return mul(x, 0.5); }
 
   template <class I>
   static REPARAM_FUSED_INLINE I and_(I a, I b) {

@@ -32,13 +32,12 @@ struct Avx2 {
   static REPARAM_FUSED_INLINE F mul(F x, F y) { return _mm256_mul_ps(x, y); }
   static REPARAM_FUSED_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
   // min and max give their second operand where one is NaN
-  static REPARAM_FUSED_INLINE F clamp(F x, F low, F high) {
-    return _mm256_min_ps(high, _mm256_max_ps(low, x));
+  static REPARAM_FUSED_INLINE F clamp(F x, float limit) {
+    return _mm256_min_ps(set(limit), _mm256_max_ps(set(-limit), x));
   }
   static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
     return _mm256_xor_ps(x, from_bits(and_(word, set(0x80000000u))));
   }
-  static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};
   }
@@ -49,11 +48,11 @@ struct Avx2 {
     return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
   }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm256_sqrt_pd(x.a), _mm256_sqrt_pd(x.b)}; }
-  static REPARAM_FUSED_INLINE D clamp(D x, D low, D high) {
+  static REPARAM_FUSED_INLINE D clamp(D x, double limit) {
+    const D low = set(-limit), high = set(limit);
     return {_mm256_min_pd(high.a, _mm256_max_pd(low.a, x.a)),
             _mm256_min_pd(high.b, _mm256_max_pd(low.b, x.b))};
   }
-  static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
 
   static REPARAM_FUSED_INLINE U bits(F x) { return _mm256_castps_si256(x); }
   static REPARAM_FUSED_INLINE F from_bits(U x) { return _mm256_castsi256_ps(x); }

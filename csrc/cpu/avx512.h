@@ -31,8 +31,8 @@ struct Avx512 {
   static REPARAM_FUSED_INLINE F mul(F x, F y) { return _mm512_mul_ps(x, y); }
   static REPARAM_FUSED_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
   // min and max give their second operand where one is NaN
-  static REPARAM_FUSED_INLINE F clamp(F x, F low, F high) {
-    return _mm512_min_ps(high, _mm512_max_ps(low, x));
+  static REPARAM_FUSED_INLINE F clamp(F x, float limit) {
+    return _mm512_min_ps(set(limit), _mm512_max_ps(set(-limit), x));
   }
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)};
@@ -44,7 +44,8 @@ struct Avx512 {
     return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)};
   }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm512_sqrt_pd(x.a), _mm512_sqrt_pd(x.b)}; }
-  static REPARAM_FUSED_INLINE D clamp(D x, D low, D high) {
+  static REPARAM_FUSED_INLINE D clamp(D x, double limit) {
+    const D low = set(-limit), high = set(limit);
     return {_mm512_min_pd(high.a, _mm512_max_pd(low.a, x.a)),
             _mm512_min_pd(high.b, _mm512_max_pd(low.b, x.b))};
   }
@@ -53,8 +54,6 @@ struct Avx512 {
     return from_bits(
         _mm512_ternarylogic_epi32(bits(x), word, set(0x80000000u), 0x78));  // x ^ (w & s)
   }
-  static REPARAM_FUSED_INLINE F half(F x) { return mul(x, set(0.5f)); }
-  static REPARAM_FUSED_INLINE D half(D x) { return mul(x, set(0.5)); }
 
   static REPARAM_FUSED_INLINE U bits(F x) { return _mm512_castps_si512(x); }
   static REPARAM_FUSED_INLINE F from_bits(U x) { return _mm512_castsi512_ps(x); }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../common/element.h"
 #include "../common/reparam.h"
 #include "../common/scalar.h"
 #include "kernels.h"
@@ -10,17 +11,6 @@
 // so that no function compiled for one ISA can be linked into another's code.
 
 namespace reparam_fused {
-
-template <class V, class T>
-struct Element {
-  using Register = typename V::F;
-  static constexpr int kPerCounter = 4;
-};
-template <class V>
-struct Element<V, double> {
-  using Register = typename V::D;
-  static constexpr int kPerCounter = 2;
-};
 
 // A stretch of elements, consecutive in logical order, that no operand
 // interrupts: their places are offset + i * inner stride.

@@ -36,8 +36,6 @@ struct Twice {
   REPARAM_FUSED_TWICE(sub)
   REPARAM_FUSED_TWICE(mul)
   REPARAM_FUSED_TWICE(sqrt)
-  REPARAM_FUSED_TWICE(clamp)
-  REPARAM_FUSED_TWICE(half)
   REPARAM_FUSED_TWICE(flip_sign)
   REPARAM_FUSED_TWICE(bits)
   REPARAM_FUSED_TWICE(from_bits)
@@ -57,6 +55,10 @@ struct Twice {
   template <int n, class R>
   static REPARAM_FUSED_INLINE Both<R> shr(const Both<R>& x) {
     return {V::template shr<n>(x.a), V::template shr<n>(x.b)};
+  }
+  template <class R, class S>
+  static REPARAM_FUSED_INLINE Both<R> clamp(const Both<R>& x, S limit) {
+    return {V::clamp(x.a, limit), V::clamp(x.b, limit)};
   }
   static REPARAM_FUSED_INLINE void mulhilo(const U& x, uint32_t m, U& high, U& low) {
     V::mulhilo(x.a, m, high.a, low.a);

@@ -1,0 +1,234 @@
+#pragma once
+
+#include "../common/reparam.h"
+#include "launch.h"
+#include "thread.h"
+
+// Three kernels, by how the elements lie:
+//   whole     all operands contiguous and aligned, one key: 16-byte accesses, four
+//             vectors a thread, no bounds in the body
+//   rows      runs of 16-byte vectors (chunk, split, expanded rows, a key for each
+//             slice): 16-byte accesses, one vector a thread
+//   elements  anything else: one counter a thread, one element at a time
+
+namespace reparam_fused {
+
+constexpr int kBlock = 128;
+// Keeps enough bytes in flight for the memory, and shares the key schedule: with
+// two vectors a thread an element takes 2 to 3 more instructions.
+constexpr int kVectorsPerThread = 4;
+
+template <class T>
+constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
+template <class T>
+constexpr int kPerCounter = Element<Thread, T>::kPerCounter;
+template <class T>
+constexpr int kCountersPerVector = kPerVector<T> / kPerCounter<T>;
+
+struct Key {
+  uint64_t seed, offset;
+};
+
+// Where a key comes from. A kernel is compiled for either: to choose in the kernel
+// would cost an element 2 instructions.
+struct KeyTensor {
+  const uint64_t* keys;
+
+  __device__ __forceinline__ Key read(uint64_t slice) const {
+    return {__ldg(keys + 2 * slice), __ldg(keys + 2 * slice + 1)};
+  }
+};
+
+struct Generator {
+  GeneratorState state;
+
+  __device__ __forceinline__ Key read(uint64_t) const {
+    Key key{state.seed, state.offset};
+    if (state.captured_seed != nullptr) {
+      key = {static_cast<uint64_t>(*state.captured_seed),
+             (static_cast<uint64_t>(*state.captured_offset) + state.offset) / 4};
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+      state.key_out[0] = key.seed;
+      state.key_out[1] = key.offset;
+    }
+    return key;
+  }
+};
+
+// Division by a number known at launch. In 32 bits it is a multiplication
+// (Granlund and Montgomery, Division by invariant integers using multiplication,
+// 1994), right for dividends below 2^31.
+template <class Index>
+struct Divisor;
+
+template <>
+struct Divisor<uint32_t> {
+  uint32_t divisor, multiplier, shift;
+
+  __host__ __device__ explicit Divisor(uint32_t d = 1) : divisor(d), multiplier(1), shift(0) {
+    while (shift < 31 && (1u << shift) < d) ++shift;
+    multiplier = static_cast<uint32_t>((((uint64_t{1} << shift) - d) << 32) / d + 1);
+  }
+  __device__ __forceinline__ uint32_t divide(uint32_t n, uint32_t& remainder) const {
+    const uint32_t quotient = (__umulhi(n, multiplier) + n) >> shift;
+    remainder = n - quotient * divisor;
+    return quotient;
+  }
+};
+
+template <>
+struct Divisor<uint64_t> {
+  uint64_t divisor;
+
+  __host__ __device__ explicit Divisor(uint64_t d = 1) : divisor(d) {}
+  __device__ __forceinline__ uint64_t divide(uint64_t n, uint64_t& remainder) const {
+    const uint64_t quotient = n / divisor;
+    remainder = n - quotient * divisor;
+    return quotient;
+  }
+};
+
+struct Place {
+  int64_t x, log_var, out;
+};
+
+// From the logical index to the places of an element, or of a vector where sizes
+// and strides count vectors. Innermost dimension first.
+template <class Index>
+struct Layout {
+  int ndim;
+  Divisor<Index> sizes[kMaxDims];
+  int64_t x_strides[kMaxDims], log_var_strides[kMaxDims], out_strides[kMaxDims];
+
+  __device__ __forceinline__ Place place(Index index) const {
+    Place place{0, 0, 0};
+#pragma unroll 1
+    for (int d = 0; d + 1 < ndim; ++d) {
+      Index along;
+      index = sizes[d].divide(index, along);
+      step(place, d, along);
+    }
+    step(place, ndim - 1, index);
+    return place;
+  }
+
+ private:
+  __device__ __forceinline__ void step(Place& place, int d, int64_t along) const {
+    place.x += along * x_strides[d];
+    place.log_var += along * log_var_strides[d];
+    place.out += along * out_strides[d];
+  }
+};
+
+template <class Op, class T>
+__device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 log_var_in, uint64_t counter,
+                                                uint64_t seed) {
+  using R = typename Element<Thread, T>::Register;
+  R x[kPerVector<T>], log_var[kPerVector<T>], out[kPerVector<T>];
+  Thread::unpack(static_cast<const T*>(nullptr), x_in, x);
+  Thread::unpack(static_cast<const T*>(nullptr), log_var_in, log_var);
+#pragma unroll
+  for (int c = 0; c < kCountersPerVector<T>; ++c) {
+    R eps[kPerCounter<T>];
+    normals<Thread, T>(counter + c, seed, eps);
+#pragma unroll
+    for (int j = 0; j < kPerCounter<T>; ++j) {
+      const int i = c * kPerCounter<T> + j;
+      out[i] = Op::template apply<Thread, R>(x[i], log_var[i], eps[j]);
+    }
+  }
+  return Thread::pack(static_cast<T*>(nullptr), out);
+}
+
+// The elements [first, first + count) of one counter, count at most kPerCounter.
+template <class Op, class T, class Where>
+__device__ __forceinline__ void compute_counter(const T* x, const T* log_var, T* out,
+                                                uint64_t counter, uint64_t seed, int count,
+                                                Where place_of) {
+  using R = typename Element<Thread, T>::Register;
+  R eps[kPerCounter<T>];
+  normals<Thread, T>(counter, seed, eps);
+#pragma unroll
+  for (int j = 0; j < kPerCounter<T>; ++j) {
+    if (j < count) {
+      const Place at = place_of(j);
+      const R value = Op::template apply<Thread, R>(
+          Thread::load(x + at.x), Thread::load(log_var + at.log_var), eps[j]);
+      Thread::store(out + at.out, value);
+    }
+  }
+}
+
+// Indices are 64-bit: on sm_90 32-bit ones save 0.1 instructions an element.
+template <class Op, class T, class Source>
+__global__ void __launch_bounds__(kBlock)
+    whole_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
+                 int64_t numel, uint32_t full_blocks, Source source) {
+  constexpr int64_t kVectors = kBlock * kVectorsPerThread;
+  const Key key = source.read(0);
+  const int64_t v = blockIdx.x * kVectors + threadIdx.x;
+  if (blockIdx.x < full_blocks) {
+    const auto* x_vectors = reinterpret_cast<const uint4*>(x) + v;
+    const auto* log_var_vectors = reinterpret_cast<const uint4*>(log_var) + v;
+    auto* out_vectors = reinterpret_cast<uint4*>(out) + v;
+    uint4 x_in[kVectorsPerThread], log_var_in[kVectorsPerThread];
+#pragma unroll
+    for (int i = 0; i < kVectorsPerThread; ++i) {
+      x_in[i] = __ldg(x_vectors + i * kBlock);
+      log_var_in[i] = __ldg(log_var_vectors + i * kBlock);
+    }
+    const uint64_t counter = key.offset + v * kCountersPerVector<T>;
+#pragma unroll
+    for (int i = 0; i < kVectorsPerThread; ++i) {
+      out_vectors[i * kBlock] = compute_vector<Op, T>(
+          x_in[i], log_var_in[i], counter + i * kBlock * kCountersPerVector<T>, key.seed);
+    }
+  } else {
+    // The last block, which is not full, by elements
+    const int64_t first = blockIdx.x * kVectors * kCountersPerVector<T>;
+#pragma unroll 1
+    for (int64_t c = first + threadIdx.x; c * kPerCounter<T> < numel; c += kBlock) {
+      const int64_t element = c * kPerCounter<T>;
+      const int64_t left = numel - element;
+      compute_counter<Op, T>(x, log_var, out, key.offset + c, key.seed,
+                             left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
+                             [=](int j) { return Place{element + j, element + j, element + j}; });
+    }
+  }
+}
+
+template <class Op, class T, class Index, class Source>
+__global__ void __launch_bounds__(kBlock)
+    rows_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
+                Index vectors, Layout<Index> layout, Divisor<Index> slice_vectors,
+                Source source) {
+  const Index v = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
+  if (v >= vectors) return;
+  Index in_slice;
+  const Key key = source.read(slice_vectors.divide(v, in_slice));
+  const Place at = layout.place(v);
+  reinterpret_cast<uint4*>(out)[at.out] =
+      compute_vector<Op, T>(__ldg(reinterpret_cast<const uint4*>(x) + at.x),
+                            __ldg(reinterpret_cast<const uint4*>(log_var) + at.log_var),
+                            key.offset + in_slice * uint64_t{kCountersPerVector<T>}, key.seed);
+}
+
+template <class Op, class T, class Index, class Source>
+__global__ void __launch_bounds__(kBlock)
+    elements_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
+                    Index counters, Layout<Index> layout, Index slice_numel,
+                    Divisor<Index> slice_counters, Source source) {
+  const Index c = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
+  if (c >= counters) return;
+  Index in_slice;
+  const Index slice = slice_counters.divide(c, in_slice);
+  const Key key = source.read(slice);
+  const Index element = slice * slice_numel + in_slice * kPerCounter<T>;
+  const Index left = slice_numel - in_slice * kPerCounter<T>;
+  compute_counter<Op, T>(x, log_var, out, key.offset + in_slice, key.seed,
+                         left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
+                         [&](int j) { return layout.place(element + j); });
+}
+
+}  // namespace reparam_fused

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "../common/problem.h"
+
+// The launchers: torch-free, so that the kernels compile in seconds and can be
+// driven by a test without a GPU.
+
+namespace reparam_fused {
+
+// The generator's part in a call without a key: seed and offset, in Philox
+// blocks, by value, or on the device while a CUDA graph is captured (there the
+// offset is 4 for each block, and the graph's own part is added). The kernel writes
+// the key that it used to key_out.
+struct GeneratorState {
+  uint64_t seed, offset;
+  const int64_t* captured_seed;
+  const int64_t* captured_offset;
+  uint64_t* key_out;
+};
+
+constexpr int kMaxDims = 16;
+
+// Enqueue one kernel, or none for an empty problem. ndim is at most kMaxDims.
+// With a generator state, problem.keys is not read, and there is one slice.
+cudaError_t sample_cuda(DType dtype, const Problem& problem, const GeneratorState* generator,
+                        cudaStream_t stream);
+cudaError_t sample_backward_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
+
+// Compute capabilities with a binary in this build, as "8.0 9.0"; newer ones
+// are served by PTX where the build has it.
+std::string built_cuda_archs();
+
+}  // namespace reparam_fused

@@ -1,0 +1,197 @@
+"""What ptxas made of the CUDA kernels: a table, and the figures that the tests hold it to.
+
+    python tests/machine_code.py           the table for every architecture
+    python tests/machine_code.py 90 100    for these
+
+Needs nvcc, and nvdisasm, which comes with the triton wheel.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+OPS = ("sample", "sample_backward")
+DTYPES = {"f": "float32", "d": "float64", "4Half": "float16", "8BFloat16": "bfloat16"}
+ELEMENT_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+VECTORS_PER_THREAD = 4
+ARCHS = (80, 86, 89, 90, 100, 120)
+
+
+class Instruction(NamedTuple):
+    address: int
+    guarded: bool
+    opcode: str
+    target: str | None  # label of a branch
+
+
+class Kernel(NamedTuple):
+    op: str
+    source: str  # of the key: KeyTensor or Generator
+    form: str  # whole, rows or elements
+    dtype: str
+    index_bits: int
+    registers: int
+    stack_bytes: int
+    spilled_bytes: int
+    code: list[Instruction]
+    labels: dict[str, int]  # to a position in code
+
+    @property
+    def opcodes(self) -> Counter[str]:
+        return Counter(i.opcode for i in self.code)
+
+    def hot_path(self) -> list[Instruction]:
+        """What a thread runs on its way to a 16-byte store, and from there to the end.
+
+        Counted statically, so that both sides of a short branch count: never too few.
+        """
+        forward = [self._next(i) for i in range(len(self.code))]
+        backward: list[list[int]] = [[] for _ in self.code]
+        for i, following in enumerate(forward):
+            for j in following:
+                backward[j].append(i)
+        stores = [i for i, ins in enumerate(self.code) if is_vector_store(ins)]
+        hot = _reachable([0], forward) & (
+            _reachable(stores, backward) | _reachable(stores, forward)
+        )
+        return [self.code[i] for i in sorted(hot)]
+
+    def slots_per_element(self) -> float:
+        elements = VECTORS_PER_THREAD * 16 // ELEMENT_SIZE[self.dtype]
+        return len(self.hot_path()) / elements
+
+    def _next(self, i: int) -> list[int]:
+        ins = self.code[i]
+        following = [i + 1] if i + 1 < len(self.code) else []
+        if ins.opcode.startswith("EXIT") or ins.opcode.startswith("RET"):
+            return following if ins.guarded else []
+        if ins.opcode.startswith("BRA") and ins.target is not None:
+            taken = [self.labels[ins.target]]
+            return taken + following if ins.guarded else taken
+        return following
+
+
+def is_vector_store(ins: Instruction) -> bool:
+    return ins.opcode.startswith("STG") and ".128" in ins.opcode
+
+
+def _reachable(start: list[int], edges: list[list[int]]) -> set[int]:
+    seen: set[int] = set()
+    stack = list(start)
+    while stack:
+        i = stack.pop()
+        if i not in seen:
+            seen.add(i)
+            stack.extend(edges[i])
+    return seen
+
+
+def nvdisasm() -> str | None:
+    """The disassembler of the triton wheel, or of a toolkit."""
+    try:
+        import triton
+    except ImportError:
+        return shutil.which("nvdisasm")
+    bundled = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    return str(bundled) if bundled.is_file() else shutil.which("nvdisasm")
+
+
+def compile_kernels(arch: int, op: str) -> list[Kernel]:
+    """One .cu file for one architecture, as the build compiles it."""
+    tool = nvdisasm()
+    assert tool is not None
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        built = subprocess.run(
+            ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-O3", "-Xptxas", "-v",
+             str(ROOT / "csrc" / "cuda" / f"{op}.cu"), "-o", str(cubin)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if built.returncode != 0:
+            raise RuntimeError(built.stderr)
+        listing = subprocess.run(
+            [tool, "-c", str(cubin)], capture_output=True, text=True, check=True
+        ).stdout
+    return _parse(listing, built.stderr, op)
+
+
+def _parse(listing: str, ptxas_report: str, op: str) -> list[Kernel]:
+    resources = {}
+    for m in re.finditer(
+        r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
+        r"(\d+) bytes spill loads\s+.*?Used (\d+) registers",
+        ptxas_report,
+    ):
+        resources[m[1]] = (int(m[5]), int(m[2]), int(m[3]) + int(m[4]))
+    kernels = []
+    sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", listing, flags=re.M)
+    for name, section in zip(sections[1::2], sections[2::2], strict=True):
+        mangled = re.search(r"\d(whole|rows|elements)_kernelINS_\d+\w+?E(?:NS_)?(\w+?)E", name)
+        dtype = re.search(r"_kernelINS_\d+Sample(?:Backward)?E(?:NS_)?(4Half|8BFloat16|f|d)", name)
+        source = re.search(r"(KeyTensor|Generator)", name)
+        assert mangled is not None, name
+        assert source is not None, name
+        assert dtype is not None, name
+        code, labels = _instructions(section.split(".section")[0])
+        bits = 32 if re.search(r"(?:Half|BFloat16)E?jE|[fd]jE", name) else 64
+        kernels.append(
+            Kernel(op, source[1], mangled[1], DTYPES[dtype[1]], bits, *resources[name], code, labels)
+        )
+    return kernels
+
+
+def _instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
+    code: list[Instruction] = []
+    labels: dict[str, int] = {}
+    for line in text.splitlines():
+        if label := re.match(r"^\s*([.$\w]+):\s*$", line):
+            labels[label[1]] = len(code)
+            continue
+        ins = re.match(
+            r"^\s+/\*([0-9a-f]+)\*/\s+(@!?\w+)?\s*([A-Z][\w.]*)(.*?);", line
+        )
+        if ins is None or ins[3].startswith("NOP"):
+            continue
+        target = re.search(r"`\(([.$\w]+)\)", ins[4])
+        code.append(
+            Instruction(int(ins[1], 16), ins[2] is not None, ins[3], target[1] if target else None)
+        )
+    # The branch to itself that fills up the end of a function is no path of a thread
+    return code, labels
+
+
+def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
+    jobs = [(arch, op) for arch in archs for op in OPS]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda job: compile_kernels(*job), jobs))
+    table: dict[int, list[Kernel]] = {arch: [] for arch in archs}
+    for (arch, _), kernels in zip(jobs, done, strict=True):
+        table[arch] += kernels
+    return table
+
+
+def main() -> None:
+    archs = tuple(int(a) for a in sys.argv[1:]) or ARCHS
+    print("arch   op              key       dtype     form      idx  regs  stack  spill  slots/el  16B ld/st")
+    for arch, kernels in all_kernels(archs).items():
+        for k in sorted(kernels, key=lambda k: (k.form != "whole", k.op, k.dtype, k.index_bits)):
+            loads = sum(n for o, n in k.opcodes.items() if o.startswith("LDG") and ".128" in o)
+            stores = sum(is_vector_store(i) for i in k.code)
+            slots = f"{k.slots_per_element():8.2f}" if k.form == "whole" else "       -"
+            print(
+                f"sm_{arch:<4}{k.op:16}{k.source:10}{k.dtype:10}{k.form:10}{k.index_bits:3}  {k.registers:4}  "
+                f"{k.stack_bytes:5}  {k.spilled_bytes:5}  {slots}  {loads}/{stores}"
+            )
+
+
+if __name__ == "__main__":
+    main()
