@@ -1,63 +1,97 @@
-"""Build the C++ extension where that can be done, and install without it where not."""
+"""Build the extensions where that can be done, and install without them where not."""
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import subprocess
 import sys
+from glob import glob
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
-except ImportError as error:
-    raise SystemExit(
-        "reparam_fused builds against the torch that it will run with: install torch first, "
-        "then run: pip install --no-build-isolation ."
-    ) from error
+    import torch
+    from torch.utils import cpp_extension
+except ImportError:
+    sys.exit("reparam_fused is built against torch: install it, then use --no-build-isolation")
 
-REASON = Path("reparam_fused") / "_build_error.txt"
+CPU, CUDA = "reparam_fused._C", "reparam_fused._cuda"
+REQUIRED = os.environ.get("REPARAM_FUSED_REQUIRE_EXT") == "1"
+FORCE_CUDA = os.environ.get("FORCE_CUDA") == "1"
+# Every generation of GPUs with bfloat16, and PTX for those to come.
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
 
 
-class BuildWherePossible(BuildExtension):
-    """BuildExtension, but a failed build leaves a working pure-Python package and says why.
+def find_cuda() -> str:
+    """Point torch to the toolkit. Gives the reason why its kernels cannot be built, or ""."""
+    if not torch.version.cuda:
+        return "torch is a build without CUDA"
+    nvcc = shutil.which(os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc"))
+    if nvcc is None:
+        return f"no nvcc was found: install the CUDA {torch.version.cuda} toolkit"
+    # What is on the PATH may be a wrapper: nvcc itself knows where its toolkit is.
+    dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True)
+    version = subprocess.run([nvcc, "--version"], capture_output=True)
+    top = re.search(rb"TOP=(.+)", dry_run.stderr)
+    release = re.search(r"release ((\d+)\.\d+)", version.stdout.decode())
+    if not top or not release:
+        return f"{nvcc} does not say its version and folder"
+    if release[2] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is release {release[1]}, but torch is built for CUDA {torch.version.cuda}"
+    cpp_extension.CUDA_HOME = os.path.realpath(top[1].decode())
+    return ""
 
-    REPARAM_FUSED_REQUIRE_EXT=1 makes the failure fatal, for those who build wheels.
+
+class BuildWherePossible(cpp_extension.BuildExtension):
+    """BuildExtension, but what cannot be built is left out of a working package that says why.
+
+    REPARAM_FUSED_REQUIRE_EXT=1 makes a failed build fatal, FORCE_CUDA=1 a missing toolkit.
     """
 
     def run(self) -> None:
-        note = Path(self.build_lib) / REASON
-        note.unlink(missing_ok=True)
-        REASON.unlink(missing_ok=True)
+        if cuda_missing:
+            self.leave_out(CUDA, cuda_missing)
         try:
             super().run()
-        except (Exception, SystemExit) as error:
-            if os.environ.get("REPARAM_FUSED_REQUIRE_EXT") == "1":
-                raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-            print(f"reparam_fused: the C++ extension was left out: {reason}", file=sys.stderr)
-            if self.inplace or self.editable_mode:
-                note = REASON
-            note.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(reason + "\n")
+        except Exception as error:  # no compiler at all
+            self.leave_out(CPU, str(error))
+
+    def build_extension(self, ext: Extension) -> None:
+        self.note(ext.name).unlink(missing_ok=True)
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            self.leave_out(ext.name, str(error))
+
+    def leave_out(self, name: str, reason: str) -> None:
+        if (REQUIRED and reason != cuda_missing) or (FORCE_CUDA and name == CUDA):
+            raise SystemExit(f"{name} cannot be built: {reason}")
+        print(f"reparam_fused: {name} was left out: {reason}", file=sys.stderr)
+        self.note(name).parent.mkdir(parents=True, exist_ok=True)
+        self.note(name).write_text(reason.strip().partition("\n")[0] + "\n")
+
+    def note(self, name: str) -> Path:
+        """The file from which the package knows why an extension is missing."""
+        root = "" if self.inplace or self.editable_mode else self.build_lib
+        return Path(root, f"{name.replace('.', '/')}_missing.txt")
 
     def get_outputs(self) -> list[str]:
         return [path for path in super().get_outputs() if Path(path).exists()]
 
 
-# at::parallel_for is a template with an OpenMP pragma inside: without -fopenmp
-# here it is serial, and says nothing. The runtime itself is torch's, found at
-# load time through libtorch_cpu: to link one here would bring in a second.
-OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
-
-extension = CppExtension(
-    "reparam_fused._C",
-    sorted(str(path) for path in Path("csrc").rglob("*.cpp")),
-    # Contraction would let the compiler choose where an fma goes, and with it the bits.
-    extra_compile_args=["-O3", "-ffp-contract=off", "-Wall", "-Wno-ignored-attributes", *OPENMP],
-)
-
-setup(
-    ext_modules=[extension],
-    cmdclass={"build_ext": BuildWherePossible},
-)
+# Contraction would let the compiler choose where an fma goes, and with it the bits.
+# Without -fopenmp at::parallel_for is serial, and says nothing. The runtime itself is
+# torch's, found at load time: to link one here would bring in a second.
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+CXX = ["-O3", "-ffp-contract=off", "-Wall", "-Wno-ignored-attributes", *OPENMP]
+cpu = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
+cuda = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
+flags = {"cxx": CXX, "nvcc": ["-O3"]}
+extensions = [cpp_extension.CppExtension(CPU, cpu, extra_compile_args=flags, optional=True)]
+cuda_missing = find_cuda()
+if not cuda_missing:
+    extensions += [cpp_extension.CUDAExtension(CUDA, cuda, extra_compile_args=flags, optional=True)]
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildWherePossible})

@@ -38,6 +38,18 @@ Tensor sample_from_key(const Tensor& mu, const Tensor& log_var, const Tensor& ke
   return op.call(mu, log_var, key);
 }
 
+// z and the key that was drawn for it
+std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& log_var,
+                                  const std::optional<at::Generator>& generator) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("reparam_fused::sample", "")
+          .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                            std::optional<at::Generator>)>();
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(mu, log_var, generator);
+}
+
 Tensor sample_backward(const Tensor& grad_z, const Tensor& log_var, const Tensor& key) {
   static const Op op = find_op("reparam_fused::sample_backward");
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -65,12 +77,18 @@ struct FusedSampleBackward : Function<FusedSampleBackward> {
   }
 };
 
-// z = mu + sigma eps: grad_mu is grad_z itself.
+// z = mu + sigma eps: grad_mu is grad_z itself. Without a key, one is drawn.
 struct FusedSample : Function<FusedSample> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& log_var,
-                        const Tensor& key) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& log_var, Tensor key,
+                        const std::optional<at::Generator>& generator) {
+    Tensor z;
+    if (key.defined()) {
+      z = sample_from_key(mu, log_var, key);
+    } else {
+      std::tie(z, key) = sample(mu, log_var, generator);
+    }
     if (log_var.requires_grad()) ctx->save_for_backward({log_var, key});
-    return sample_from_key(mu, log_var, key);
+    return z;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -82,7 +100,7 @@ struct FusedSample : Function<FusedSample> {
                          ? FusedSampleBackward::apply(grad_z, saved[0], saved[1])
                          : sample_backward(grad_z, saved[0], saved[1]);
     }
-    return {grad_z, grad_log_var, Tensor()};
+    return {grad_z, grad_log_var, Tensor(), Tensor()};
   }
 };
 
@@ -95,11 +113,18 @@ bool plain_thread() {
          !at::impl::torch_function_mode_enabled();
 }
 
-// A dense CPU tensor of torch's own class, without a forward-mode tangent.
+bool has_kernels(at::Device device) {
+  static const bool cuda = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("reparam_fused::sample", "")
+                               .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+  return device.is_cpu() || (device.is_cuda() && cuda);
+}
+
+// A dense tensor of torch's own class, without a forward-mode tangent.
 bool plain_tensor(py::handle object) {
   if (!THPVariable_CheckExact(object.ptr())) return false;
   const Tensor& t = THPVariable_Unpack(object.ptr());
-  return t.device().is_cpu() && t.layout() == at::kStrided && !t.is_nested() &&
+  return has_kernels(t.device()) && t.layout() == at::kStrided && !t.is_nested() &&
          !at::isTensorSubclassLike(t) && !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
 }
 
@@ -107,10 +132,11 @@ bool plain_inputs(const Tensor& mu, const Tensor& log_var) {
   const auto dtype = mu.scalar_type();
   return (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf ||
           dtype == at::kDouble) &&
-         log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes();
+         log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes() &&
+         log_var.device() == mu.device();
 }
 
-// The key that random.draw_key would draw: 64 bits of the CPU generator.
+// The key that reference.draw_key would draw: 64 bits of the CPU generator.
 Tensor draw_key(at::CPUGeneratorImpl* generator) {
   Tensor key = at::empty({2}, at::kUInt64);
   auto* data = key.mutable_data_ptr<uint64_t>();
@@ -134,25 +160,32 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
   if (!key_object.is_none()) {
     if (!generator_object.is_none() || !plain_tensor(key_object)) return py::none();
     key = THPVariable_Unpack(key_object.ptr());
-    if (key.scalar_type() != at::kUInt64 || key.sizes() != at::IntArrayRef{2}) return py::none();
-  } else {
-    std::optional<at::Generator> generator;
-    if (!generator_object.is_none()) {
-      if (!THPGenerator_Check(generator_object.ptr())) return py::none();
-      generator = py::cast<at::Generator>(generator_object);
-      if (!generator->device().is_cpu()) return py::none();
+    if (key.scalar_type() != at::kUInt64 || key.sizes() != at::IntArrayRef{2} ||
+        key.device() != mu.device()) {
+      return py::none();
     }
-    const py::gil_scoped_release no_gil;
-    key = draw_key(at::get_generator_or_default<at::CPUGeneratorImpl>(
-        generator, at::detail::getDefaultCPUGenerator()));
+  }
+  std::optional<at::Generator> generator;
+  if (!generator_object.is_none()) {
+    if (!THPGenerator_Check(generator_object.ptr())) return py::none();
+    generator = py::cast<at::Generator>(generator_object);
+    if (generator->device().type() != mu.device().type()) return py::none();
   }
 
   Tensor z;
   {
     const py::gil_scoped_release no_gil;
-    const bool graph =
-        at::GradMode::is_enabled() && (mu.requires_grad() || log_var.requires_grad());
-    z = graph ? FusedSample::apply(mu, log_var, key) : sample_from_key(mu, log_var, key);
+    // A GPU draws it in the kernel.
+    if (!key.defined() && mu.is_cpu()) {
+      key = draw_key(at::get_generator_or_default<at::CPUGeneratorImpl>(
+          generator, at::detail::getDefaultCPUGenerator()));
+    }
+    if (at::GradMode::is_enabled() && (mu.requires_grad() || log_var.requires_grad())) {
+      z = FusedSample::apply(mu, log_var, key, generator);
+    } else {
+      z = key.defined() ? sample_from_key(mu, log_var, key)
+                        : std::get<0>(sample(mu, log_var, generator));
+    }
   }
   return py::cast(z);
 }

@@ -2,8 +2,10 @@
 
     sample_from_key(mu, log_var, key) -> z
     sample_backward(grad_z, log_var, key) -> grad_log_var
+    sample(mu, log_var, generator=None) -> (z, key)
 
-Both are pure functions: randomness enters only through the key.
+The first two are pure functions: randomness enters only through the key. The third
+draws a key, on a GPU in the kernel that uses it.
 """
 
 from __future__ import annotations
@@ -29,22 +31,30 @@ library.define(
     "sample_backward(Tensor grad_z, Tensor log_var, Tensor key) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
+library.define(
+    "sample(Tensor mu, Tensor log_var, Generator? generator=None) -> (Tensor z, Tensor key)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+)
 
 
-def _load_extension() -> tuple[ModuleType | None, str]:
+def _load_extension(name: str) -> tuple[ModuleType | None, str]:
     """The compiled module, or None and the reason why there is none."""
     try:
-        return import_module("reparam_fused._C"), ""
+        return import_module(f"reparam_fused.{name}"), ""
     except ImportError as error:
-        note = resources.files("reparam_fused") / "_build_error.txt"
+        note = resources.files("reparam_fused") / f"{name}_missing.txt"
         reason = note.read_text().strip() if note.is_file() else str(error)
         return None, reason
 
 
-extension, missing_reason = _load_extension()
+extension, missing_reason = _load_extension("_C")
+cuda_extension, cuda_missing_reason = _load_extension("_cuda")
+_REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps reparam_fused"
 HOW_TO_BUILD = (
-    "install a C++17 compiler (Debian: apt-get install g++) and ninja, then run: "
-    "pip install --no-build-isolation --force-reinstall --no-deps reparam_fused"
+    f"install a C++17 compiler (Debian: apt-get install g++) and ninja, then run: {_REINSTALL}"
+)
+HOW_TO_BUILD_CUDA = (
+    f"install a CUDA build of torch and the toolkit of its release, then run: {_REINSTALL}"
 )
 
 
@@ -56,9 +66,15 @@ def _warn_reference(device_type: str) -> None:
             f"({missing_reason}). To get it, {HOW_TO_BUILD}",
             stacklevel=2,
         )
+    elif device_type == "cuda":
+        warnings.warn(
+            "reparam_fused runs on its slow reference path: the CUDA extension is missing "
+            f"({cuda_missing_reason}). To get it, {HOW_TO_BUILD_CUDA}",
+            stacklevel=2,
+        )
     else:
         warnings.warn(
-            f"reparam_fused has no kernel for {device_type} tensors yet, and runs on its slow "
+            f"reparam_fused has no kernel for {device_type} tensors, and runs on its slow "
             "reference path",
             stacklevel=2,
         )
@@ -74,18 +90,36 @@ def _sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     return reference.sample_backward(grad_z, log_var, key)
 
 
-# The compiled CPU kernels are registered for CPU, which goes before this.
+def _sample(
+    mu: Tensor, log_var: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    key = reference.draw_key(mu.device, generator)
+    return sample_from_key(mu, log_var, key), key
+
+
+# The compiled kernels are registered for CPU and CUDA, which go before this.
 library.impl("sample_from_key", _sample_from_key, "CompositeExplicitAutograd")
 library.impl("sample_backward", _sample_backward, "CompositeExplicitAutograd")
+library.impl("sample", _sample, "CompositeExplicitAutograd")
 
 
 def _fake(x: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     return torch.add(x, log_var)  # the same dtype, shape and strides
 
 
+def _fake_sample(
+    mu: Tensor, log_var: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    return torch.add(mu, log_var), mu.new_empty((2,), dtype=torch.uint64)
+
+
 torch.library.register_fake("reparam_fused::sample_from_key", _fake, lib=library)
 torch.library.register_fake("reparam_fused::sample_backward", _fake, lib=library)
+torch.library.register_fake("reparam_fused::sample", _fake_sample, lib=library)
 
 Op: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 sample_from_key: Op = torch.ops.reparam_fused.sample_from_key.default
 sample_backward: Op = torch.ops.reparam_fused.sample_backward.default
+sample: Callable[[Tensor, Tensor, torch.Generator | None], tuple[Tensor, Tensor]] = (
+    torch.ops.reparam_fused.sample.default
+)

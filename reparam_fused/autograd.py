@@ -64,7 +64,35 @@ class FusedSample(torch.autograd.Function):
         return grad_mu, grad_log_var, None
 
 
+class FusedDraw(torch.autograd.Function):
+    """FusedSample with a key that the op draws, and returns beside z."""
+
+    @staticmethod
+    def forward(
+        mu: Tensor, log_var: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        return _ops.sample(mu, log_var, generator)
+
+    @staticmethod
+    def setup_context(
+        ctx: Any,
+        inputs: tuple[Tensor, Tensor, torch.Generator | None],
+        output: tuple[Tensor, Tensor],
+    ) -> None:
+        mu, log_var, _ = inputs
+        _, key = output
+        ctx.mark_non_differentiable(key)
+        FusedSample.setup_context(ctx, (mu, log_var, key), output[0])
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_z: Tensor, _: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None]:
+        return FusedSample.backward(ctx, grad_z)
+
+
 for _op, _function in (
+    ("sample", FusedDraw),
     ("sample_from_key", FusedSample),
     ("sample_backward", FusedSampleBackward),
 ):

@@ -9,18 +9,22 @@ def backends() -> dict[str, str]:
     """Say which implementation serves which tensors, and why one is missing.
 
     Returns:
-        dict: ``"cpu"`` names the instruction set in use, or says why the C++ extension is
-        missing and how to get it; ``"reference"`` is the plain torch code that serves
-        every device without a kernel.
+        dict: ``"cpu"`` names the instruction set in use and ``"cuda"`` the compute
+        capabilities with a binary, or they say why the extension is missing and how to get
+        it; ``"reference"`` is the plain torch code that serves every device without a kernel.
 
     Example::
 
         >>> import reparam_fused
         >>> sorted(reparam_fused.backends())
-        ['cpu', 'reference']
+        ['cpu', 'cuda', 'reference']
     """
     if _ops.extension is not None:
         cpu = f"C++ kernels, {_ops.extension.isa()}"
     else:
         cpu = f"missing ({_ops.missing_reason}): {_ops.HOW_TO_BUILD}"
-    return {"cpu": cpu, "reference": "plain torch operations, any device"}
+    if _ops.cuda_extension is not None:
+        cuda = f"C++ kernels for compute capability {_ops.cuda_extension.archs()}"
+    else:
+        cuda = f"missing ({_ops.cuda_missing_reason}): {_ops.HOW_TO_BUILD_CUDA}"
+    return {"cpu": cpu, "cuda": cuda, "reference": "plain torch operations, any device"}

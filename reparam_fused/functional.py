@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _ops, _validate
-from .autograd import FusedSample
-from .random import draw_key
+from .autograd import FusedDraw, FusedSample
+from .reference import draw_key
 
-# Takes plain eager CPU calls, and gives None for any other.
+# Takes plain eager calls of tensors that have a compiled kernel, and gives None for any other.
 _plain_call: Callable[..., Tensor | None] | None = getattr(_ops.extension, "reparameterize", None)
 
 
@@ -72,6 +72,8 @@ def fused_reparameterize(
             fused_reparameterize, (mu, log_var), mu, log_var, key=key, generator=generator
         )
     _validate.check_reparameterize(mu, log_var, key, generator)
+    if key is None and not torch.compiler.is_compiling():
+        return FusedDraw.apply(mu, log_var, generator)[0]  # type: ignore[no-any-return]
     if key is None:
         key = draw_key(mu.device, generator)
     return FusedSample.apply(mu, log_var, key)  # type: ignore[no-any-return]

@@ -142,16 +142,3 @@ def noise(key: Tensor, *shape: int | Sequence[int], dtype: torch.dtype | None = 
     zeros = zero.expand(torch.Size(sizes))  # type: ignore[arg-type]
     _validate.check_key_batch("noise", key, zeros.shape)
     return _ops.sample_from_key(zeros, zeros, key)
-
-
-def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """A fresh key from the generator of the device: 64 random bits, offset 0."""
-    if torch.compiler.is_compiling():
-        # The one draw that a compiler knows to be random, and does not merge with
-        # another of the same arguments.
-        high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
-        seed = high << 32 | low
-    else:
-        seed = torch.empty((), dtype=torch.int64, device=device)
-        seed.random_(-(2**63), None, generator=generator)
-    return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)

@@ -182,3 +182,16 @@ def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     """grad_log_var = grad_z * eps * sigma / 2, in the shape of grad_z."""
     grad_z, log_var, eps, out = _operands(grad_z, log_var, key)
     return out.copy_((grad_z * eps) * sigma(log_var, 0.5))
+
+
+def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """A fresh key from the generator of the device: 64 random bits, offset 0."""
+    if torch.compiler.is_compiling():
+        # The one draw that a compiler knows to be random, and does not merge with
+        # another of the same arguments.
+        high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
+        seed = high << 32 | low
+    else:
+        seed = torch.empty((), dtype=torch.int64, device=device)
+        seed.random_(-(2**63), None, generator=generator)
+    return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)

@@ -26,6 +26,28 @@ VECTORS_PER_THREAD = 4
 ARCHS = (80, 86, 89, 90, 100, 120)
 
 
+class Name(NamedTuple):
+    """A mangled kernel name, read."""
+
+    form: str  # whole, rows or elements
+    op: str
+    dtype: str
+    index_bits: int
+    source: str  # of the key: KeyTensor or Generator
+
+    @staticmethod
+    def parse(mangled: str) -> Name:
+        m = re.search(
+            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|SampleBackward)E"
+            r"(?:NS_(4Half|8BFloat16)E|([fd]))([jm]?)NS_\d+(KeyTensor|Generator)E",
+            mangled,
+        )
+        if m is None:
+            raise ValueError(f"not a kernel of csrc/cuda: {mangled}")
+        op = "sample" if m[2] == "Sample" else "sample_backward"
+        return Name(m[1], op, DTYPES[m[3] or m[4]], 32 if m[5] == "j" else 64, m[6])
+
+
 class Instruction(NamedTuple):
     address: int
     guarded: bool
@@ -34,11 +56,7 @@ class Instruction(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    op: str
-    source: str  # of the key: KeyTensor or Generator
-    form: str  # whole, rows or elements
-    dtype: str
-    index_bits: int
+    name: Name
     registers: int
     stack_bytes: int
     spilled_bytes: int
@@ -66,7 +84,7 @@ class Kernel(NamedTuple):
         return [self.code[i] for i in sorted(hot)]
 
     def slots_per_element(self) -> float:
-        elements = VECTORS_PER_THREAD * 16 // ELEMENT_SIZE[self.dtype]
+        elements = VECTORS_PER_THREAD * 16 // ELEMENT_SIZE[self.name.dtype]
         return len(self.hot_path()) / elements
 
     def _next(self, i: int) -> list[int]:
@@ -121,10 +139,10 @@ def compile_kernels(arch: int, op: str) -> list[Kernel]:
         listing = subprocess.run(
             [tool, "-c", str(cubin)], capture_output=True, text=True, check=True
         ).stdout
-    return _parse(listing, built.stderr, op)
+    return _parse(listing, built.stderr)
 
 
-def _parse(listing: str, ptxas_report: str, op: str) -> list[Kernel]:
+def _parse(listing: str, ptxas_report: str) -> list[Kernel]:
     resources = {}
     for m in re.finditer(
         r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
@@ -135,17 +153,8 @@ def _parse(listing: str, ptxas_report: str, op: str) -> list[Kernel]:
     kernels = []
     sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", listing, flags=re.M)
     for name, section in zip(sections[1::2], sections[2::2], strict=True):
-        mangled = re.search(r"\d(whole|rows|elements)_kernelINS_\d+\w+?E(?:NS_)?(\w+?)E", name)
-        dtype = re.search(r"_kernelINS_\d+Sample(?:Backward)?E(?:NS_)?(4Half|8BFloat16|f|d)", name)
-        source = re.search(r"(KeyTensor|Generator)", name)
-        assert mangled is not None, name
-        assert source is not None, name
-        assert dtype is not None, name
-        code, labels = _instructions(section.split(".section")[0])
-        bits = 32 if re.search(r"(?:Half|BFloat16)E?jE|[fd]jE", name) else 64
-        kernels.append(
-            Kernel(op, source[1], mangled[1], DTYPES[dtype[1]], bits, *resources[name], code, labels)
-        )
+        code, labels = _instructions(re.split(r"^\s*\.section\s", section, flags=re.M)[0])
+        kernels.append(Kernel(Name.parse(name), *resources[name], code, labels))
     return kernels
 
 
@@ -156,16 +165,13 @@ def _instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
         if label := re.match(r"^\s*([.$\w]+):\s*$", line):
             labels[label[1]] = len(code)
             continue
-        ins = re.match(
-            r"^\s+/\*([0-9a-f]+)\*/\s+(@!?\w+)?\s*([A-Z][\w.]*)(.*?);", line
-        )
+        ins = re.match(r"^\s+/\*([0-9a-f]+)\*/\s+(@!?\w+)?\s*([A-Z][\w.]*)(.*?);", line)
         if ins is None or ins[3].startswith("NOP"):
             continue
         target = re.search(r"`\(([.$\w]+)\)", ins[4])
         code.append(
             Instruction(int(ins[1], 16), ins[2] is not None, ins[3], target[1] if target else None)
         )
-    # The branch to itself that fills up the end of a function is no path of a thread
     return code, labels
 
 
@@ -173,24 +179,32 @@ def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
     jobs = [(arch, op) for arch in archs for op in OPS]
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda job: compile_kernels(*job), jobs))
-    table: dict[int, list[Kernel]] = {arch: [] for arch in archs}
+    by_arch: dict[int, list[Kernel]] = {arch: [] for arch in archs}
     for (arch, _), kernels in zip(jobs, done, strict=True):
-        table[arch] += kernels
-    return table
+        by_arch[arch] += kernels
+    return by_arch
+
+
+def table(kernels: dict[int, list[Kernel]]) -> str:
+    rows = [
+        f"{'arch':8}{'form':10}{'index':7}{'op':17}{'key':11}{'dtype':10}"
+        "registers  spilled  16 B loads, stores  instructions/element"
+    ]
+    for arch, group in kernels.items():
+        for k in sorted(group, key=lambda k: (k.name.form != "whole", k.name)):
+            loads = sum(n for o, n in k.opcodes.items() if o.startswith("LDG") and ".128" in o)
+            stores = sum(is_vector_store(i) for i in k.code)
+            slots = f"{k.slots_per_element():.2f}" if k.name.form == "whole" else ""
+            rows.append(
+                f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:17}"
+                f"{k.name.source:11}{k.name.dtype:10}{k.registers:9}{k.spilled_bytes:9}"
+                f"{f'{loads}, {stores}':>20}{slots:>22}"
+            )
+    return "\n".join(rows)
 
 
 def main() -> None:
-    archs = tuple(int(a) for a in sys.argv[1:]) or ARCHS
-    print("arch   op              key       dtype     form      idx  regs  stack  spill  slots/el  16B ld/st")
-    for arch, kernels in all_kernels(archs).items():
-        for k in sorted(kernels, key=lambda k: (k.form != "whole", k.op, k.dtype, k.index_bits)):
-            loads = sum(n for o, n in k.opcodes.items() if o.startswith("LDG") and ".128" in o)
-            stores = sum(is_vector_store(i) for i in k.code)
-            slots = f"{k.slots_per_element():8.2f}" if k.form == "whole" else "       -"
-            print(
-                f"sm_{arch:<4}{k.op:16}{k.source:10}{k.dtype:10}{k.form:10}{k.index_bits:3}  {k.registers:4}  "
-                f"{k.stack_bytes:5}  {k.spilled_bytes:5}  {slots}  {loads}/{stores}"
-            )
+    print(table(all_kernels(tuple(int(a) for a in sys.argv[1:]) or ARCHS)))
 
 
 if __name__ == "__main__":

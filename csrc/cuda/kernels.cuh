@@ -66,8 +66,9 @@ template <>
 struct Divisor<uint32_t> {
   uint32_t divisor, multiplier, shift;
 
-  __host__ __device__ explicit Divisor(uint32_t d = 1) : divisor(d), multiplier(1), shift(0) {
-    while (shift < 31 && (1u << shift) < d) ++shift;
+  Divisor() = default;
+  explicit Divisor(uint32_t d) : divisor(d), shift(0) {
+    while ((1u << shift) < d) ++shift;
     multiplier = static_cast<uint32_t>((((uint64_t{1} << shift) - d) << 32) / d + 1);
   }
   __device__ __forceinline__ uint32_t divide(uint32_t n, uint32_t& remainder) const {
@@ -81,7 +82,8 @@ template <>
 struct Divisor<uint64_t> {
   uint64_t divisor;
 
-  __host__ __device__ explicit Divisor(uint64_t d = 1) : divisor(d) {}
+  Divisor() = default;
+  explicit Divisor(uint64_t d) : divisor(d) {}
   __device__ __forceinline__ uint64_t divide(uint64_t n, uint64_t& remainder) const {
     const uint64_t quotient = n / divisor;
     remainder = n - quotient * divisor;

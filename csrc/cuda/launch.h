@@ -30,8 +30,15 @@ cudaError_t sample_cuda(DType dtype, const Problem& problem, const GeneratorStat
                         cudaStream_t stream);
 cudaError_t sample_backward_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
 
-// Compute capabilities with a binary in this build, as "8.0 9.0"; newer ones
-// are served by PTX where the build has it.
+// Whether the current device can run the kernels: cudaSuccess, or why not. The
+// driver is asked once for each device.
+cudaError_t has_cuda_binary();
+
+// Compute capabilities with a binary in this build, as "8.0 9.0". The driver
+// compiles for newer ones where the build has PTX.
 std::string built_cuda_archs();
+
+// What to say where has_cuda_binary says no.
+std::string missing_cuda_binary(int major, int minor);
 
 }  // namespace reparam_fused

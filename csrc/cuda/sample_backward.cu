@@ -1,9 +1,32 @@
+#include <atomic>
+
 #include "launch.cuh"
 
 namespace reparam_fused {
 
 cudaError_t sample_backward_cuda(DType dtype, const Problem& problem, cudaStream_t stream) {
   return launch<SampleBackward>(dtype, problem, KeyTensor{problem.keys}, stream);
+}
+
+cudaError_t has_cuda_binary() {
+  static std::atomic<uint64_t> known{0};
+  int device = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  if (status != cudaSuccess) return status;
+  const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+  if ((known & bit) != 0) return cudaSuccess;
+  cudaFuncAttributes attributes;
+  status = cudaFuncGetAttributes(
+      &attributes, reinterpret_cast<const void*>(whole_kernel<SampleBackward, float, KeyTensor>));
+  if (status == cudaSuccess) known |= bit;
+  return status;
+}
+
+std::string missing_cuda_binary(int major, int minor) {
+  const std::string capability = std::to_string(major) + "." + std::to_string(minor);
+  return "reparam_fused has no CUDA binary for a device of compute capability " + capability +
+         ": this build has " + built_cuda_archs() +
+         ". To get one, build it with TORCH_CUDA_ARCH_LIST=\"" + capability + "\"";
 }
 
 std::string built_cuda_archs() {

@@ -1,0 +1,269 @@
+"""The CUDA kernels without a GPU: the launchers over a stand-in runtime, their PTX in ptx/.
+
+A tensor's storage becomes a buffer of the interpreter, so that views are read where they lie.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from machine_code import Name
+from ptx import Kernel, Machine, Memory, Module, Stats
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+OPS = ("sample", "sample_backward")
+ARCHS = (80, 90, 100, 120)
+BLOCK = 128
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_Sizes = ctypes.POINTER(ctypes.c_int64)
+
+
+class Problem(ctypes.Structure):
+    """csrc/common/problem.h"""
+
+    _fields_ = (
+        ("x", ctypes.c_uint64),
+        ("log_var", ctypes.c_uint64),
+        ("out", ctypes.c_uint64),
+        ("ndim", ctypes.c_int),
+        ("sizes", _Sizes),
+        ("x_strides", _Sizes),
+        ("log_var_strides", _Sizes),
+        ("out_strides", _Sizes),
+        ("keys", ctypes.c_uint64),
+        ("slice_numel", ctypes.c_int64),
+    )
+
+
+class GeneratorState(ctypes.Structure):
+    """csrc/cuda/launch.h"""
+
+    _fields_ = (
+        ("seed", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("captured_seed", ctypes.c_uint64),
+        ("captured_offset", ctypes.c_uint64),
+        ("key_out", ctypes.c_uint64),
+    )
+
+
+@dataclass
+class Launch:
+    kernel: str
+    grid: int
+    block: int
+    shared_bytes: int
+    stream: int | None
+    params: list[bytes]
+
+    @property
+    def name(self) -> Name:
+        return Name.parse(self.kernel)
+
+
+_OnLaunch = ctypes.CFUNCTYPE(
+    None,
+    ctypes.c_char_p,
+    ctypes.c_uint,
+    ctypes.c_uint,
+    ctypes.c_size_t,
+    ctypes.c_void_p,
+    ctypes.POINTER(ctypes.c_void_p),
+)
+
+
+def nvcc(*arguments: str | Path) -> None:
+    result = subprocess.run(
+        ["nvcc", "-std=c++17", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise RuntimeError(result.stderr)
+
+
+def has_nvcc() -> bool:
+    return shutil.which("nvcc") is not None
+
+
+class Gpu:
+    """The launchers, and PTX for every architecture."""
+
+    def __init__(self, folder: Path) -> None:
+        self._library_path = folder / "launchers.so"
+        self._folder = folder
+        sources = [ROOT / "csrc" / "cuda" / f"{op}.cu" for op in OPS]
+        jobs: list[Callable[[], None]] = [
+            lambda: nvcc(
+                # symbolic: torch has put the real runtime before it
+                "-shared", "-Xcompiler", "-fPIC", "-cudart", "none", "-Xlinker", "-Bsymbolic",
+                "-gencode", "arch=compute_90,code=compute_90",
+                "-o", self._library_path, ROOT / "tests" / "cpp" / "launch_recorder.cpp", *sources,
+            )
+        ]  # fmt: skip
+        for arch in ARCHS:
+            for op, source in zip(OPS, sources, strict=True):
+                jobs.append(
+                    lambda arch=arch, op=op, source=source: nvcc(  # type: ignore[misc]
+                        "-ptx", f"-arch=compute_{arch}", "-o", folder / f"{op}.{arch}.ptx", source
+                    )
+                )
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda job: job(), jobs))
+        self._library = ctypes.CDLL(str(self._library_path))
+        self._library.missing_cuda_binary.restype = ctypes.c_char_p
+        self._texts = {
+            (op, arch): (folder / f"{op}.{arch}.ptx").read_text() for op in OPS for arch in ARCHS
+        }
+        self._kernels: dict[tuple[int, str], Kernel] = {}
+        self._launches: list[Launch] = []
+        self._callback = _OnLaunch(self._record)  # kept alive for the library
+        self._library.set_on_launch(self._callback)
+
+    def source(self, op: str, arch: int) -> str:
+        """The PTX of an op."""
+        return self._texts[op, arch]
+
+    def kernel_source(self, arch: int, name: str) -> str:
+        """One entry of the PTX, as a module of its own."""
+        op = "sample_backward" if "SampleBackward" in name else "sample"
+        text = self._texts[op, arch]
+        header = text[: text.index(".visible .entry")] if ".visible .entry" in text else ""
+        header = re.sub(r"^\s*//.*$", "", header, flags=re.M)
+        start = re.search(rf"^\.visible \.entry {re.escape(name)}\(", text, re.M)
+        assert start is not None, name
+        end = text.find("\n}", start.start()) + 2
+        return header + text[start.start() : end] + "\n"
+
+    def kernel(self, arch: int, name: str) -> Kernel:
+        if (arch, name) not in self._kernels:
+            module = Module.parse(self.kernel_source(arch, name))
+            self._kernels[arch, name] = module.kernels[name]
+        return self._kernels[arch, name]
+
+    def _record(  # called from C++
+        self, name: bytes, grid: int, block: int, shared: int, stream: int | None, args: object
+    ) -> None:
+        kernel = self.kernel(ARCHS[0], name.decode())
+        params = [
+            ctypes.string_at(args[i], parameter.size)  # type: ignore[index]
+            for i, parameter in enumerate(kernel.parameters)
+        ]
+        self._launches.append(Launch(name.decode(), grid, block, shared, stream, params))
+
+    def record(
+        self,
+        op: str,
+        dtype: torch.dtype,
+        problem: Problem,
+        generator: GeneratorState | None = None,
+        stream: int | None = None,
+    ) -> tuple[int, list[Launch]]:
+        """The status of a launcher, and what it launched."""
+        self._launches = []
+        status = getattr(self._library, op)(
+            DTYPE_CODES[dtype],
+            ctypes.byref(problem),
+            ctypes.byref(generator) if generator is not None else None,
+            ctypes.c_void_p(stream),
+        )
+        return status, self._launches
+
+    def binary_message(self, status: int, major: int, minor: int) -> str | None:
+        """What a user gets on a device for which the runtime finds no binary."""
+        self._library.set_binary_status(status)
+        try:
+            if self._library.has_cuda_binary() == 0:
+                return None
+            message: bytes = self._library.missing_cuda_binary(major, minor)
+            return message.decode()
+        finally:
+            self._library.set_binary_status(0)
+
+
+def merged(tensors: Iterable[Tensor]) -> list[tuple[int, list[int]]]:
+    """Sizes and strides as csrc/call.h merges them."""
+    tensors = list(tensors)
+    dims: list[tuple[int, list[int]]] = []
+    for d, size in enumerate(tensors[0].shape):
+        strides = [t.stride(d) for t in tensors]
+        if size == 1:
+            continue
+        if dims and all(a == b * size for a, b in zip(dims[-1][1], strides, strict=True)):
+            dims[-1] = (dims[-1][0] * size, strides)
+        else:
+            dims.append((size, strides))
+    return dims or [(1, [1, 1, 1])]
+
+
+def make_problem(
+    dims: list[tuple[int, list[int]]], addresses: tuple[int, int, int], keys: int, slice_numel: int
+) -> Problem:
+    table = (ctypes.c_int64 * len(dims))(*(size for size, _ in dims))
+    strides = [(ctypes.c_int64 * len(dims))(*(s[k] for _, s in dims)) for k in range(3)]
+    return Problem(*addresses, len(dims), table, *strides, keys, slice_numel)
+
+
+def storage(tensor: Tensor) -> np.ndarray:
+    """The bytes that a tensor's views share."""
+    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    return flat.numpy()
+
+
+@dataclass
+class Result:
+    out: Tensor
+    launch: Launch
+    stats: Stats
+
+
+def run(
+    gpu: Gpu,
+    arch: int,
+    op: str,
+    x: Tensor,
+    log_var: Tensor,
+    key: Tensor,
+    *,
+    approx_error: float | np.random.Generator = 0.0,
+) -> Result:
+    """An op of tensors of one dtype, as csrc/cuda computes it: checked, every byte written once."""
+    out = torch.empty_like(torch.add(x, log_var))
+    x, log_var = x.expand(out.shape), log_var.expand(out.shape)
+    batch = list(key.shape[:-1])
+    while batch and batch[-1] == 1:
+        batch.pop()
+    keys = key.reshape(*batch, 2).expand(*out.shape[: len(batch)], 2).contiguous()
+    slice_numel = int(np.prod(out.shape[len(batch) :], dtype=np.int64))
+    memory = Memory()
+    buffers: dict[int, int] = {}
+
+    def address(name: str, tensor: Tensor, *, writable: bool = False) -> int:
+        base = tensor.untyped_storage().data_ptr()
+        if base not in buffers:
+            buffers[base] = memory.allocate(name, storage(tensor), writable=writable)
+        return buffers[base] + tensor.storage_offset() * tensor.element_size()
+
+    addresses = (
+        address("x", x),
+        address("log_var", log_var),
+        address("out", out, writable=True),
+    )
+    key_address = memory.allocate("key", keys.numpy().reshape(-1).view(np.uint64))
+    problem = make_problem(merged([x, log_var, out]), addresses, key_address, slice_numel)
+    status, launches = gpu.record(op, out.dtype, problem)
+    assert status == 0, status
+    assert len(launches) == 1
+    (launch,) = launches
+    machine = Machine(gpu.kernel(arch, launch.kernel), memory, approx_error=approx_error)
+    stats = machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params)
+    memory.check_written_once("out")
+    return Result(out, launch, stats)

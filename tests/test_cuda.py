@@ -1,0 +1,369 @@
+"""The CUDA kernels without a GPU: launches recorded, PTX executed, bits as on the CPU."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import gpu_run
+import numpy as np
+import pytest
+import torch
+from digest import extremes
+from gpu_run import ARCHS, BLOCK, GeneratorState, Gpu, make_problem, merged, run
+from helpers import assert_same_bits, inputs, key_of, needs_kernels
+from ptx import Machine, Memory
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import reparam_fused
+from reparam_fused import _ops
+
+pytestmark = [
+    needs_kernels,
+    pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
+]
+
+CPU_OPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "sample": _ops.sample_from_key,
+    "sample_backward": _ops.sample_backward,
+}
+# Elements of one full block of the kernel for contiguous tensors
+PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torch.bfloat16: 4096}
+
+
+@pytest.fixture(scope="session")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+    return Gpu(tmp_path_factory.mktemp("gpu"))
+
+
+@pytest.fixture(params=ARCHS, ids=lambda arch: f"compute_{arch}")
+def arch(request: pytest.FixtureRequest) -> int:
+    value: int = request.param
+    return value
+
+
+@pytest.fixture(params=CPU_OPS)
+def op(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
+
+def assert_as_on_the_cpu(result: gpu_run.Result, op: str, *arguments: Tensor) -> None:
+    """Bits, in float64 too: the kernels are the same headers, though only ULPs are promised."""
+    assert_same_bits(result.out, CPU_OPS[op](*arguments))
+
+
+def test_sizes(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    """Whole vectors, tails of every length, one block, full blocks and a last one that is not."""
+    block = PER_BLOCK[dtype]
+    sizes = [*range(1, 18), *range(block - 1, block + 9), 2 * block, 65539]
+    for n in sizes:
+        x, log_var = inputs(n, dtype=dtype, seed=n)
+        key = key_of(0x9E3779B97F4A7C15 + n, 2**32 - 7)
+        result = run(gpu, arch, op, x, log_var, key)
+        assert result.launch.name.form == "whole"
+        assert_as_on_the_cpu(result, op, x, log_var, key)
+
+
+@pytest.mark.parametrize("offset", [2**32 - 7, 2**63 - 3, 2**64 - 1, 2**64 - 300])
+def test_offsets_carry_and_wrap(
+    gpu: Gpu, arch: int, op: str, offset: int, dtype: torch.dtype
+) -> None:
+    for n in (PER_BLOCK[dtype], 33):
+        x, log_var = inputs(n, dtype=dtype)
+        key = key_of(2**64 - 59, offset)
+        assert_as_on_the_cpu(run(gpu, arch, op, x, log_var, key), op, x, log_var, key)
+
+
+def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    log_var = extremes(dtype)
+    for x in (0.0, 1.0, float("inf"), float("nan")):
+        x_tensor = torch.full_like(log_var, x)
+        result = run(gpu, arch, op, x_tensor, log_var, key_of(1))
+        assert_as_on_the_cpu(result, op, x_tensor, log_var, key_of(1))
+
+
+def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    """Views are read where they lie: by vectors where their runs allow, else by elements."""
+    x, log_var = inputs(3, 10, 7, 16, dtype=dtype)
+    wide, _ = inputs(6, 10, 32, dtype=dtype, seed=5)
+    views: list[tuple[str, tuple[Tensor, ...]]] = [
+        ("rows", wide.chunk(2, dim=-1)),
+        ("rows", wide.chunk(2, dim=1)),
+        ("rows", (x[0, 0], log_var[:, :, :7].select(1, 3))),
+        ("rows", (x[:, 3:4].expand(3, 10, 7, 16), log_var)),
+        ("rows", (x.transpose(0, 2), log_var.transpose(0, 2))),
+        ("elements", (x.transpose(1, 3), log_var.transpose(1, 3))),
+        ("elements", (x.to(memory_format=torch.channels_last), log_var)),
+        ("elements", (x[..., ::3], log_var[..., ::3])),
+        ("elements", (x.flatten()[1:], log_var.flatten()[1:])),
+        ("elements", (x.flatten()[1:41], log_var.flatten()[16:56])),
+        ("elements", (x[..., :1].expand(3, 10, 7, 16), log_var)),
+        ("elements", tuple(wide[..., :30].chunk(2, dim=-1))),
+        ("elements", (x[0, 0, 0, 0].expand(77), log_var.flatten()[:77])),
+    ]
+    key = key_of(11, 2**32 - 3)
+    for form, (a, b) in views:
+        result = run(gpu, arch, op, a, b, key)
+        assert (result.launch.name.form, result.launch.name.index_bits) == (form, 32)
+        assert_as_on_the_cpu(result, op, a, b, key)
+
+
+def test_batched_keys(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    for form, shape in [("rows", (5, 16)), ("elements", (5, 7)), ("elements", (4, 1))]:
+        keys = reparam_fused.split(key_of(17, 2**64 - 1), shape[0])
+        x, log_var = inputs(*shape, dtype=dtype)
+        result = run(gpu, arch, op, x, log_var, keys)
+        assert result.launch.name.form == form
+        assert_as_on_the_cpu(result, op, x, log_var, keys)
+
+
+@functools.cache
+def window(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return inputs(n, dtype=dtype, seed=3)
+
+
+def run_window(
+    gpu: Gpu,
+    arch: int,
+    op: str,
+    dtype: torch.dtype,
+    dims: list[tuple[int, list[int]]],
+    blocks: range,
+    elements: range,
+) -> tuple[str, int, Tensor, Tensor]:
+    """A few blocks of a launch that no memory would hold.
+
+    `elements` are the logical indices that the blocks compute; x and log_var have their values
+    there, at the places that dims gives them. Returns the form, the index bits, the result, and
+    what the CPU makes of the same values at the same counters.
+    """
+    itemsize = torch.empty(0, dtype=dtype).element_size()
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[itemsize]
+    ints = {2: torch.int16, 4: torch.int32, 8: torch.int64}[itemsize]
+    index = np.arange(elements.start, elements.stop)
+    places = np.zeros((3, index.size), np.int64)
+    rest = index
+    for size, strides in reversed(dims):
+        rest, along = rest // size, rest % size
+        places += along * np.array(strides)[:, None]
+    memory = Memory()
+    values = window(index.size, dtype)
+    addresses = []
+    arrays = []
+    for name, where, value in zip(("x", "log_var", "out"), places, (*values, None), strict=True):
+        start = int(where.min())
+        array = np.zeros(int(where.max()) - start + 1, bits)
+        if value is not None:
+            array[where - start] = value.view(ints).numpy().view(bits)
+        arrays.append(array)
+        addresses.append(
+            memory.allocate(name, array, writable=value is None, start=start * itemsize)
+        )
+    offset = 2**64 - 2**31  # wraps within the tensor
+    key = np.array([77, offset], np.uint64)
+    numel = int(np.prod([size for size, _ in dims]))
+    problem = make_problem(
+        dims, (addresses[0], addresses[1], addresses[2]), memory.allocate("key", key), numel
+    )
+    status, (launch,) = gpu.record(op, dtype, problem)
+    assert status == 0
+    machine = Machine(gpu.kernel(arch, launch.kernel), memory)
+    machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params, blocks=blocks)
+    out = arrays[2][places[2] - places[2].min()].view(
+        {2: np.int16, 4: np.int32, 8: np.int64}[itemsize]
+    )
+    per_counter = 2 if dtype == torch.float64 else 4
+    assert elements.start % per_counter == 0
+    expected = CPU_OPS[op](*values, key_of(77, offset + elements.start // per_counter))
+    return (
+        launch.name.form,
+        launch.name.index_bits,
+        torch.from_numpy(out.copy()).view(dtype),
+        expected,
+    )
+
+
+@pytest.mark.parametrize("numel", [2**31 + 4103, 2**33 + 77, 2**35 + 5])
+def test_windows_of_large_contiguous_tensors(
+    gpu: Gpu, arch: int, op: str, numel: int, dtype: torch.dtype
+) -> None:
+    block = PER_BLOCK[dtype]
+    last = numel // block
+    for first, stop in ((last // 2, last // 2 + 2), (last - 1, last + 1)):
+        elements = range(first * block, min(stop * block, numel))
+        form, _, out, expected = run_window(
+            gpu, arch, op, dtype, [(numel, [1, 1, 1])], range(first, stop), elements
+        )
+        assert form == "whole"
+        assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("rows", [2**10, 2**11 + 1, 2**13 + 3])
+def test_windows_of_large_views(
+    gpu: Gpu, arch: int, op: str, rows: int, dtype: torch.dtype
+) -> None:
+    """2^30 elements go with 32-bit indices, and more than 2^31 with 64-bit ones."""
+    columns = 2**20
+    bits = 32 if rows * columns < 2**31 else 64
+    per_vector = 16 // torch.empty(0, dtype=dtype).element_size()
+    per_counter = 2 if dtype == torch.float64 else 4
+    for form, strides, per_thread in (
+        ("rows", [2 * columns, columns, columns], per_vector),
+        ("elements", [2 * columns + 1, columns, columns], per_counter),
+    ):
+        dims = [(rows, strides), (columns, [1, 1, 1])]
+        first = rows * columns // (BLOCK * per_thread) - 1  # the last block
+        elements = range(first * BLOCK * per_thread, rows * columns)
+        used, used_bits, out, expected = run_window(
+            gpu, arch, op, dtype, dims, range(first, first + 1), elements
+        )
+        assert (used, used_bits) == (form, bits)
+        assert_same_bits(out, expected)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("form", ["whole", "rows", "elements"])
+def test_the_generator_gives_the_key(
+    gpu: Gpu, arch: int, form: str, captured: bool, dtype: torch.dtype
+) -> None:
+    """By value, or read on the device where a graph is captured: and the kernel writes it down."""
+    n = 48 * PER_BLOCK[dtype] // 48 + 40
+    x, log_var = inputs(2, n, dtype=dtype)
+    out = torch.empty_like(x)
+    if form == "whole":
+        x, log_var, out = x[0], log_var[0], out[0]
+    elif form == "elements":
+        x, log_var, out = x[:, 1:9], log_var[:, 1:9], out[:, 1:9]
+    else:
+        x, log_var, out = x[:, :16], log_var[:, :16], out[:, :16]
+    seed, offset = 2**63 + 5, 2**32 - 2
+    memory = Memory()
+    addresses = (
+        memory.allocate("x", gpu_run.storage(x)) + x.storage_offset() * x.element_size(),
+        memory.allocate("log_var", gpu_run.storage(log_var))
+        + log_var.storage_offset() * x.element_size(),
+        memory.allocate("out", gpu_run.storage(out), writable=True)
+        + out.storage_offset() * x.element_size(),
+    )
+    key = np.full(2, 2**64 - 1, np.uint64)
+    key_out = memory.allocate("key", key, writable=True)
+    state = GeneratorState(seed=seed, offset=offset, key_out=key_out)
+    if captured:
+        # the graph's own part of the offset comes on top, and both count 4 for each block
+        state = GeneratorState(
+            offset=4 * 6,
+            captured_seed=memory.allocate("seed", np.array([seed], np.uint64)),
+            captured_offset=memory.allocate("offset", np.array([4 * (offset - 6)], np.uint64)),
+            key_out=key_out,
+        )
+    problem = make_problem(merged([x, log_var, out]), addresses, 0, x.numel())
+    status, (launch,) = gpu.record("sample", dtype, problem, state)
+    assert (status, launch.name.form) == (0, form)
+    machine = Machine(gpu.kernel(arch, launch.kernel), memory)
+    machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params)
+    memory.check_written_once("key")
+    assert key.tolist() == [seed, offset]
+    assert_same_bits(out, _ops.sample_from_key(x, log_var, key_of(seed, offset)))
+
+
+def test_the_hardware_s_approximate_root_does_not_show(gpu: Gpu, arch: int) -> None:
+    """rsqrt.approx may be off by 2^-22.9: by that much either way, or by chance, the bits hold."""
+    x, log_var = inputs(65536)
+    key = key_of(5)
+    expected = _ops.sample_from_key(x, log_var, key)
+    for error in (-1.0, 1.0, np.random.default_rng(0)):
+        result = run(gpu, arch, "sample", x, log_var, key, approx_error=error)
+        assert_same_bits(result.out, expected)
+
+
+def test_traffic(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    """Each element is read twice and written once, 16 bytes at a time: 12 bytes in float32."""
+    n = 4 * PER_BLOCK[dtype]
+    x, log_var = inputs(n, dtype=dtype)
+    stats = run(gpu, arch, op, x, log_var, key_of(1)).stats
+    size = x.element_size()
+    assert stats.read_bytes["x"] == stats.read_bytes["log_var"] == n * size
+    assert stats.written_bytes["out"] == n * size
+    for name, kind in (("x", "ld"), ("log_var", "ld"), ("out", "st")):
+        assert set(stats.widths[name, kind]) == {16}
+        assert stats.sectors[name] == n * size // 32  # every sector is used whole
+    # with a tail only its own elements are read one by one
+    tail = run(gpu, arch, op, *inputs(n + 5, dtype=dtype), key_of(1)).stats
+    assert tail.widths["x", "ld"][16] == n * size // 16
+    assert tail.widths["x", "ld"][size] == 5
+    # and rows of vectors are never
+    rows = inputs(64, 64, dtype=dtype)[0].chunk(2, dim=1)
+    assert set(run(gpu, arch, op, *rows, key_of(1)).stats.widths["x", "ld"]) == {16}
+
+
+def test_nothing_is_launched_for_an_empty_problem(gpu: Gpu, op: str, dtype: torch.dtype) -> None:
+    for dims in ([(0, [1, 1, 1])], [(3, [0, 1, 1]), (0, [1, 1, 1])]):
+        assert gpu.record(op, dtype, make_problem(dims, (0, 0, 0), 0, 0)) == (0, [])
+
+
+def test_a_launch_goes_to_the_given_stream_without_shared_memory(gpu: Gpu, op: str) -> None:
+    problem = make_problem([(5000, [1, 1, 1])], (4096, 8192, 16384), 256, 5000)
+    status, (launch,) = gpu.record(op, torch.float32, problem, stream=0x1234)
+    assert (status, launch.stream, launch.shared_bytes) == (0, 0x1234, 0)
+    assert (launch.grid, launch.block) == (3, BLOCK)
+
+
+def test_a_grid_that_no_gpu_has_is_refused(gpu: Gpu, op: str) -> None:
+    problem = make_problem([(2**46, [2, 2, 2])], (4096, 8192, 16384), 256, 2**46)
+    status, launches = gpu.record(op, torch.float32, problem)
+    assert (status, launches) == (9, [])  # cudaErrorInvalidConfiguration
+
+
+def test_a_device_without_a_binary_is_named(gpu: Gpu) -> None:
+    message = gpu.binary_message(209, 7, 5)  # cudaErrorNoKernelImageForDevice
+    assert message is not None
+    assert gpu.binary_message(0, 9, 0) is None
+    assert "compute capability 7.5" in message
+    assert "this build has 9.0" in message
+    assert 'TORCH_CUDA_ARCH_LIST="7.5"' in message
+
+
+needs_cuda_extension = pytest.mark.skipif(
+    _ops.cuda_extension is None,
+    reason=f"the CUDA extension is not built: {_ops.cuda_missing_reason}",
+)
+
+
+@needs_cuda_extension
+def test_the_extension_works_without_a_gpu() -> None:
+    """It was imported with the package; the CPU path runs beside it."""
+    assert reparam_fused.backends()["cuda"].startswith("C++ kernels for compute capability 8.0 8.6")
+    x, log_var = inputs(99)
+    assert reparam_fused.fused_reparameterize(x, log_var).isfinite().all()
+    for name in ("sample", "sample_from_key", "sample_backward"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"reparam_fused::{name}", "CUDA")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is a build without CUDA")
+def test_cuda_tensors_are_refused_by_name_without_a_driver() -> None:
+    with pytest.raises(RuntimeError, match="NVIDIA"):
+        reparam_fused.key(42, device="cuda")
+
+
+@pytest.mark.parametrize("with_key", [False, True])
+def test_fake_cuda_tensors_trace(with_key: bool, dtype: torch.dtype) -> None:
+    with FakeTensorMode():
+        mu = torch.empty(4, 1, 6, device="cuda", dtype=dtype, requires_grad=True)
+        log_var = torch.empty(4, 5, 6, device="cuda", dtype=dtype, requires_grad=True)
+        key = torch.empty(2, dtype=torch.uint64, device="cuda")
+        z = reparam_fused.fused_reparameterize(mu, log_var, key=key if with_key else None)
+        # the autograd engine itself asks for a device, so the backward op is called alone
+        for out in (z, _ops.sample_backward(z, log_var, key)):
+            assert (out.shape, out.dtype, out.device.type) == ((4, 5, 6), dtype, "cuda")
+            assert out.stride() == torch.add(mu, log_var).stride()
+        assert z.requires_grad
+
+
+def test_ptx_is_what_the_build_compiles() -> None:
+    """The interpreter's sources are the build's: every .cu file of csrc/cuda."""
+    built = {path.stem for path in (Path(gpu_run.ROOT) / "csrc" / "cuda").glob("*.cu")}
+    assert built == set(gpu_run.OPS)

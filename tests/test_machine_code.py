@@ -1,0 +1,89 @@
+"""What ptxas makes of the CUDA kernels, held below written ceilings. machine_code.py has a table."""
+
+from __future__ import annotations
+
+import re
+
+import gpu_run
+import machine_code
+import pytest
+from machine_code import ARCHS, Kernel
+
+pytestmark = [
+    pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
+    pytest.mark.skipif(
+        machine_code.nvdisasm() is None, reason="no nvdisasm: it comes with the triton wheel"
+    ),
+]
+
+# Instructions for each element of a full block, in float32 and the half types. An H100
+# issues 53 while its memory moves the 6 bytes of a half-type element; compute capability
+# 8.0 takes two to clamp, where later ones take one.
+CEILING = {80: 54.5, 86: 54.0, 89: 54.0, 90: 53.0, 100: 53.0, 120: 53.0}
+# float64 has half the normals for each counter, and longer polynomials.
+FLOAT64_CEILING = 170.0
+# 48 leave room for 40 warps on a multiprocessor, 56 for 36 and 64 for 32. The last is
+# for float64, and for the 64-bit divisions of strided tensors beyond 2^31 elements.
+REGISTERS = {"whole": 48, "rows": 56, "elements": 48}
+MORE_REGISTERS = 64
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[int, list[Kernel]]:
+    return machine_code.all_kernels()
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_nothing_is_spilled(kernels: dict[int, list[Kernel]], arch: int) -> None:
+    # 2 ops, one of them with two sources of keys, in 4 dtypes and 5 forms
+    assert len({k.name for k in kernels[arch]}) == 3 * 4 * 5
+    for k in kernels[arch]:
+        assert (k.stack_bytes, k.spilled_bytes) == (0, 0), k.name
+        local = [o for o in k.opcodes if re.match(r"(LDL|STL)\b", o)]
+        assert not local, (k.name, local)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_body_moves_16_bytes_at_a_time(kernels: dict[int, list[Kernel]], arch: int) -> None:
+    for k in kernels[arch]:
+        body = k.hot_path() if k.name.form != "elements" else []
+        vectors = machine_code.VECTORS_PER_THREAD if k.name.form == "whole" else 1
+        loads = [i.opcode for i in body if i.opcode.startswith("LDG")]
+        # besides the inputs there is at most the key: two words of 8 bytes
+        assert sum(".128" in o for o in loads) == (2 * vectors if body else 0), k.name
+        assert all(".128" in o or ".64" in o for o in loads), k.name
+        assert sum(".64" in o for o in loads) <= 2, k.name
+        stores = sum(machine_code.is_vector_store(i) for i in body)
+        assert stores == (vectors if body else 0), k.name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_registers(kernels: dict[int, list[Kernel]], arch: int) -> None:
+    for k in kernels[arch]:
+        many = k.name.dtype == "float64" or (k.name.index_bits == 64 and k.name.form != "whole")
+        assert k.registers <= (MORE_REGISTERS if many else REGISTERS[k.name.form]), (
+            k.name,
+            k.registers,
+        )
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_instructions_per_element(kernels: dict[int, list[Kernel]], arch: int) -> None:
+    print(machine_code.table({arch: kernels[arch]}))
+    for k in kernels[arch]:
+        if k.name.form == "whole":
+            ceiling = FLOAT64_CEILING if k.name.dtype == "float64" else CEILING[arch]
+            assert k.slots_per_element() <= ceiling, (k.name, k.slots_per_element())
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_no_arithmetic_that_rounds_otherwise(kernels: dict[int, list[Kernel]], arch: int) -> None:
+    """No flush to zero, no approximation but the first guess of a root."""
+    for k in kernels[arch]:
+        if k.name.dtype == "float64":
+            continue  # the roots of float64 start from a guess of their own
+        for opcode in k.opcodes:
+            assert not re.match(r"F(FMA|MUL|ADD)\b.*\.(FTZ|SAT|RZ|RM|RP)", opcode), (k.name, opcode)
+            if opcode.startswith("MUFU"):
+                # RCP divides 64-bit indices
+                assert opcode == "MUFU.RSQ" or k.name.index_bits == 64, (k.name, opcode)
