@@ -17,7 +17,7 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h')
+SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
 .PHONY: demo test bench lint clean
 .DELETE_ON_ERROR:
@@ -34,7 +34,7 @@ bench: $(VENV)/bench
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu*')
 	$(BIN)/mypy
 
 # torch comes first, in a step of its own: the extension builds against it.
@@ -46,9 +46,9 @@ $(VENV)/torch:
 
 # Building again after a change costs seconds: build/ keeps what has not changed.
 $(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev: $(VENV)/torch $(SOURCES)
-	@echo "== building reparam_fused (a minute, once) and installing what 'make $(@F)' needs"
+	@echo "== building reparam_fused (a minute or two, once) and installing what 'make $(@F)' needs"
 	$(BIN)/python -m pip install --no-build-isolation ".[$(@F)]"
-	@cd $(VENV) && bin/python -c "import reparam_fused; print('== cpu:', reparam_fused.backends()['cpu'])"
+	@cd $(VENV) && bin/python -c "import reparam_fused; print(*(f'== {k}: {v}' for k, v in reparam_fused.backends().items()), sep='\n')"
 	@touch $@
 
 clean:

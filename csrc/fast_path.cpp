@@ -41,11 +41,10 @@ Tensor sample_from_key(const Tensor& mu, const Tensor& log_var, const Tensor& ke
 // z and the key that was drawn for it
 std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& log_var,
                                   const std::optional<at::Generator>& generator) {
-  static const auto op =
-      c10::Dispatcher::singleton()
-          .findSchemaOrThrow("reparam_fused::sample", "")
-          .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                            std::optional<at::Generator>)>();
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("reparam_fused::sample", "")
+                             .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
+                                                               std::optional<at::Generator>)>();
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(mu, log_var, generator);
 }

@@ -11,9 +11,11 @@ draws a key, on a GPU in the kernel that uses it.
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Callable
 from importlib import import_module, resources
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TypeAlias
 
@@ -49,6 +51,16 @@ def _load_extension(name: str) -> tuple[ModuleType | None, str]:
 
 extension, missing_reason = _load_extension("_C")
 cuda_extension, cuda_missing_reason = _load_extension("_cuda")
+
+# The one switch between the kernels for GPUs
+gpu_choice = os.environ.get("REPARAM_FUSED_GPU", "")
+if gpu_choice not in ("", "cuda", "triton"):
+    raise ValueError(f"REPARAM_FUSED_GPU must be cuda or triton, got '{gpu_choice}'")
+if gpu_choice == "triton":
+    cuda_extension, cuda_missing_reason = None, "REPARAM_FUSED_GPU=triton"
+# Imported with the first tensor on a GPU: it takes longer than the rest of the package.
+has_triton = gpu_choice != "cuda" and find_spec("triton") is not None
+
 _REINSTALL = "pip install --no-build-isolation --force-reinstall --no-deps reparam_fused"
 HOW_TO_BUILD = (
     f"install a C++17 compiler (Debian: apt-get install g++) and ninja, then run: {_REINSTALL}"
@@ -68,8 +80,9 @@ def _warn_reference(device_type: str) -> None:
         )
     elif device_type == "cuda":
         warnings.warn(
-            "reparam_fused runs on its slow reference path: the CUDA extension is missing "
-            f"({cuda_missing_reason}). To get it, {HOW_TO_BUILD_CUDA}",
+            "reparam_fused runs on its slow reference path: triton is missing, and so is the "
+            f"CUDA extension ({cuda_missing_reason}). Run: pip install triton. "
+            f"Or, for the extension, {HOW_TO_BUILD_CUDA}",
             stacklevel=2,
         )
     else:
@@ -93,7 +106,8 @@ def _sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
 def _sample(
     mu: Tensor, log_var: Tensor, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    key = reference.draw_key(mu.device, generator)
+    fake = torch.add(mu.to("meta"), log_var.to("meta"))
+    key = reference.draw_key(mu.device, generator, reference.blocks(fake.numel(), fake.dtype))
     return sample_from_key(mu, log_var, key), key
 
 
@@ -101,6 +115,25 @@ def _sample(
 library.impl("sample_from_key", _sample_from_key, "CompositeExplicitAutograd")
 library.impl("sample_backward", _sample_backward, "CompositeExplicitAutograd")
 library.impl("sample", _sample, "CompositeExplicitAutograd")
+
+
+def _triton_sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    from . import triton_kernels
+
+    return triton_kernels.sample_from_key(mu, log_var, key)
+
+
+def _triton_sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    from . import triton_kernels
+
+    return triton_kernels.sample_backward(grad_z, log_var, key)
+
+
+if has_triton:
+    # A ROCm build of torch calls its GPUs cuda too.
+    for _device in ("XPU",) if cuda_extension is not None else ("XPU", "CUDA"):
+        library.impl("sample_from_key", _triton_sample_from_key, _device)
+        library.impl("sample_backward", _triton_sample_backward, _device)
 
 
 def _fake(x: Tensor, log_var: Tensor, key: Tensor) -> Tensor:

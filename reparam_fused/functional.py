@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _ops, _validate
+from . import _ops, _validate, reference
 from .autograd import FusedDraw, FusedSample
-from .reference import draw_key
 
 # Takes plain eager calls of tensors that have a compiled kernel, and gives None for any other.
 _plain_call: Callable[..., Tensor | None] | None = getattr(_ops.extension, "reparameterize", None)
@@ -75,5 +74,5 @@ def fused_reparameterize(
     if key is None and not torch.compiler.is_compiling():
         return FusedDraw.apply(mu, log_var, generator)[0]  # type: ignore[no-any-return]
     if key is None:
-        key = draw_key(mu.device, generator)
+        key = reference.draw_key(mu.device, generator, 0)
     return FusedSample.apply(mu, log_var, key)  # type: ignore[no-any-return]

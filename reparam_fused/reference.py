@@ -23,6 +23,30 @@ Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 _LOW_WORD = 0xFFFFFFFF
 
 
+def _coefficients(text: str) -> tuple[float, ...]:
+    return tuple(map(float.fromhex, text.split()))
+
+
+# The float32 polynomials, highest power first, with coefficients that float32 holds.
+LOG = _coefficients(
+    "-0x1.5d8646p-3 0x1.243c02p-2 -0x1.32bcb8p-2 0x1.53846ep-2 -0x1.98b290p-2 0x1.00038cp-1 "
+    "-0x1.555796p-1 0x1.fffffep-1 -0x1p+1"
+)
+SIN = _coefficients("0x1.3e1420p-4 -0x1.32531ep-1 0x1.4668f0p+1 -0x1.4abbc4p+2 0x1.921fb6p+1")
+COS = _coefficients(
+    "-0x1.937d98p-6 0x1.e16eacp-3 -0x1.55d24ap+0 0x1.03c1eep+2 -0x1.3bd3ccp+2 0x1p+0"
+)
+EXP = _coefficients(
+    "0x1.02e730p-16 0x1.47eb04p-13 0x1.5d81fap-10 0x1.3b20eep-7 0x1.c6b094p-5 0x1.ebfbf4p-3 "
+    "0x1.62e430p-1 0x1p+0"
+)
+# -2 ln 2, for an exponent that stays in its place; and log2(e) / 2 in two parts
+MINUS_2_LN2 = float.fromhex("-0x1.62e430p-23")
+HALF_LOG2E = _coefficients("0x1.715476p-1 0x1.4ae0c0p-27")
+# A sum with it ends in steps of 2
+MAGIC = 1.5 * 2.0**24 + 254.0
+
+
 def philox(counter: Words, seed: Tensor) -> Words:
     """Ten rounds of Philox-4x32 on 32-bit words held in int64; seed is int64, all 64 bits."""
     c0, c1, c2, c3 = counter
@@ -65,11 +89,10 @@ def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
     return torch.where(to_odd, bits + away, bits).view(torch.float64).float()
 
 
-def _polynomial(y: Tensor, *coefficients: str) -> Tensor:
-    """Horner's rule, highest power first, one fma a coefficient (hexadecimal)."""
-    first, *rest = (float.fromhex(c) for c in coefficients)
-    value = torch.full_like(y, first)
-    for c in rest:
+def _polynomial(y: Tensor, coefficients: tuple[float, ...]) -> Tensor:
+    """Horner's rule, one fma a coefficient."""
+    value = torch.full_like(y, coefficients[0])
+    for c in coefficients[1:]:
         value = fma(value, y, c)
     return value
 
@@ -80,11 +103,7 @@ def _radius(w: Tensor) -> Tensor:
     bits = u.view(torch.int32)
     exponent = (bits - 0x3F3504F3) & -0x800000
     f = (bits - exponent).view(torch.float32) - 1.0
-    q = _polynomial(
-        f, "-0x1.5d8646p-3", "0x1.243c02p-2", "-0x1.32bcb8p-2", "0x1.53846ep-2", "-0x1.98b290p-2",
-        "0x1.00038cp-1", "-0x1.555796p-1", "0x1.fffffep-1", "-0x1p+1",
-    )  # fmt: skip
-    square = fma(f, q, fma(exponent.float(), float.fromhex("-0x1.62e430p-23"), 2.0**-60))
+    square = fma(f, _polynomial(f, LOG), fma(exponent.float(), MINUS_2_LN2, 2.0**-60))
     # torch.sqrt is off by an ULP in 0.7 % of float32 inputs where it goes through
     # MKL. No float32 has a root within an ULP of float64 of a tie.
     return square.double().sqrt().float()
@@ -96,13 +115,7 @@ def _box_muller(w0: Tensor, w1: Tensor) -> tuple[Tensor, Tensor]:
     doubled = (((w1 << 1) + 2**31) & _LOW_WORD) - 2**31
     x = doubled.float() * 2.0**-32
     y = x * x
-    sin = x * _polynomial(
-        y, "0x1.3e1420p-4", "-0x1.32531ep-1", "0x1.4668f0p+1", "-0x1.4abbc4p+2", "0x1.921fb6p+1"
-    )
-    cos = _polynomial(
-        y, "-0x1.937d98p-6", "0x1.e16eacp-3", "-0x1.55d24ap+0", "0x1.03c1eep+2", "-0x1.3bd3ccp+2",
-        "0x1p+0",
-    )  # fmt: skip
+    sin, cos = x * _polynomial(y, SIN), _polynomial(y, COS)
     odd = (w1 ^ (w1 << 1)) >> 31 & 1
     radius = _radius(w0)
     radius = torch.where(odd == 1, -radius, radius)
@@ -150,14 +163,10 @@ def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
         return torch.exp(0.5 * log_var) * factor
     # 2^(2 h + t): the sum ends in steps of 2, and its last bits are h + 127.
     x = log_var.clamp(-256.0, 256.0)
-    magic = 1.5 * 2.0**24 + 254.0
-    high, low = float.fromhex("0x1.715476p-1"), float.fromhex("0x1.4ae0c0p-27")
-    shifted = fma(x, high, magic)
-    t = fma(x, low, fma(x, high, magic - shifted))
-    p = _polynomial(
-        t, "0x1.02e730p-16", "0x1.47eb04p-13", "0x1.5d81fap-10", "0x1.3b20eep-7", "0x1.c6b094p-5",
-        "0x1.ebfbf4p-3", "0x1.62e430p-1", "0x1p+0",
-    )  # fmt: skip
+    high, low = HALF_LOG2E
+    shifted = fma(x, high, MAGIC)
+    t = fma(x, low, fma(x, high, MAGIC - shifted))
+    p = _polynomial(t, EXP)
     scale = (shifted.view(torch.int32) << 23).view(torch.float32)
     return p * factor * scale * scale
 
@@ -184,14 +193,44 @@ def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
     return out.copy_((grad_z * eps) * sigma(log_var, 0.5))
 
 
-def draw_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """A fresh key from the generator of the device: 64 random bits, offset 0."""
+def blocks(numel: int, dtype: torch.dtype) -> int:
+    """How many counters a call of so many elements uses."""
+    return -(-numel // (2 if dtype == torch.float64 else 4))
+
+
+def draw_key(device: torch.device, generator: torch.Generator | None, blocks: int) -> Tensor:
+    """A fresh key for so many counters, from the generator of the device, without a host sync.
+
+    On CUDA the position of the generator, which moves on by 4 for each counter; elsewhere
+    64 random bits, with offset 0.
+    """
     if torch.compiler.is_compiling():
         # The one draw that a compiler knows to be random, and does not merge with
         # another of the same arguments.
         high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
         seed = high << 32 | low
+    elif device.type == "cuda":
+        generator = generator or torch.cuda.default_generators[device.index]
+        return _philox_key(device, generator, blocks)
     else:
         seed = torch.empty((), dtype=torch.int64, device=device)
         seed.random_(-(2**63), None, generator=generator)
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
+
+
+def _philox_key(device: torch.device, generator: torch.Generator, blocks: int) -> Tensor:
+    """(seed, offset / 4) of a CUDA generator; under graph capture, as each replay finds it."""
+    if hasattr(generator, "philox_state"):
+        seed, offset, within = generator.philox_state(4 * blocks)
+        if seed.device == device:  # captured: theirs is the device's to read
+            position = (offset + within.item() >> 2) & 2**62 - 1
+            return torch.cat([seed, position]).view(torch.uint64)
+        first, second = int(seed.item()), int(offset.item()) % 2**64
+    else:  # torch below 2.14, which refuses set_offset under capture
+        first, second = generator.initial_seed(), generator.get_offset()
+        generator.set_offset(second + 4 * blocks)
+    # Filled by kernels: a copy from the host would have to wait for its memory.
+    signed = (first + 2**63) % 2**64 - 2**63
+    key = torch.full((2,), signed, dtype=torch.int64, device=device)
+    key[1] = second >> 2
+    return key.view(torch.uint64)

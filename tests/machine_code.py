@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -55,47 +56,50 @@ class Instruction(NamedTuple):
     target: str | None  # label of a branch
 
 
-class Kernel(NamedTuple):
-    name: Name
-    registers: int
-    stack_bytes: int
-    spilled_bytes: int
-    code: list[Instruction]
-    labels: dict[str, int]  # to a position in code
+class Code(NamedTuple):
+    instructions: list[Instruction]
+    labels: dict[str, int]  # to a position among them
 
     @property
     def opcodes(self) -> Counter[str]:
-        return Counter(i.opcode for i in self.code)
+        return Counter(i.opcode for i in self.instructions)
 
     def hot_path(self) -> list[Instruction]:
         """What a thread runs on its way to a 16-byte store, and from there to the end.
 
         Counted statically, so that both sides of a short branch count: never too few.
         """
-        forward = [self._next(i) for i in range(len(self.code))]
-        backward: list[list[int]] = [[] for _ in self.code]
+        forward = [self._next(i) for i in range(len(self.instructions))]
+        backward: list[list[int]] = [[] for _ in forward]
         for i, following in enumerate(forward):
             for j in following:
                 backward[j].append(i)
-        stores = [i for i, ins in enumerate(self.code) if is_vector_store(ins)]
+        stores = [i for i, ins in enumerate(self.instructions) if is_vector_store(ins)]
         hot = _reachable([0], forward) & (
             _reachable(stores, backward) | _reachable(stores, forward)
         )
-        return [self.code[i] for i in sorted(hot)]
+        return [self.instructions[i] for i in sorted(hot)]
 
-    def slots_per_element(self) -> float:
-        elements = VECTORS_PER_THREAD * 16 // ELEMENT_SIZE[self.name.dtype]
-        return len(self.hot_path()) / elements
+    def slots_per_element(self, dtype: str) -> float:
+        return len(self.hot_path()) / (VECTORS_PER_THREAD * 16 // ELEMENT_SIZE[dtype])
 
     def _next(self, i: int) -> list[int]:
-        ins = self.code[i]
-        following = [i + 1] if i + 1 < len(self.code) else []
+        ins = self.instructions[i]
+        following = [i + 1] if i + 1 < len(self.instructions) else []
         if ins.opcode.startswith("EXIT") or ins.opcode.startswith("RET"):
             return following if ins.guarded else []
         if ins.opcode.startswith("BRA") and ins.target is not None:
             taken = [self.labels[ins.target]]
             return taken + following if ins.guarded else taken
         return following
+
+
+class Kernel(NamedTuple):
+    name: Name
+    registers: int
+    stack_bytes: int
+    spilled_bytes: int
+    code: Code
 
 
 def is_vector_store(ins: Instruction) -> bool:
@@ -123,10 +127,16 @@ def nvdisasm() -> str | None:
     return str(bundled) if bundled.is_file() else shutil.which("nvdisasm")
 
 
-def compile_kernels(arch: int, op: str) -> list[Kernel]:
-    """One .cu file for one architecture, as the build compiles it."""
+def disassemble(cubin: Path) -> str:
     tool = nvdisasm()
     assert tool is not None
+    return subprocess.run(
+        [tool, "-c", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def compile_kernels(arch: int, op: str) -> list[Kernel]:
+    """One .cu file for one architecture, as the build compiles it."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         built = subprocess.run(
@@ -136,9 +146,7 @@ def compile_kernels(arch: int, op: str) -> list[Kernel]:
         )  # fmt: skip
         if built.returncode != 0:
             raise RuntimeError(built.stderr)
-        listing = subprocess.run(
-            [tool, "-c", str(cubin)], capture_output=True, text=True, check=True
-        ).stdout
+        listing = disassemble(cubin)
     return _parse(listing, built.stderr)
 
 
@@ -151,14 +159,20 @@ def _parse(listing: str, ptxas_report: str) -> list[Kernel]:
     ):
         resources[m[1]] = (int(m[5]), int(m[2]), int(m[3]) + int(m[4]))
     kernels = []
-    sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", listing, flags=re.M)
-    for name, section in zip(sections[1::2], sections[2::2], strict=True):
-        code, labels = _instructions(re.split(r"^\s*\.section\s", section, flags=re.M)[0])
-        kernels.append(Kernel(Name.parse(name), *resources[name], code, labels))
+    for name, section in functions(listing):
+        code = parse_code(section)
+        kernels.append(Kernel(Name.parse(name), *resources[name], code))
     return kernels
 
 
-def _instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
+def functions(listing: str) -> Iterator[tuple[str, str]]:
+    """The name and the text of each function of a disassembly."""
+    sections = re.split(r"^\s*\.section\s+\.text\.(\w+),.*$", listing, flags=re.M)
+    for name, text in zip(sections[1::2], sections[2::2], strict=True):
+        yield name, re.split(r"^\s*\.section\s", text, flags=re.M)[0]
+
+
+def parse_code(text: str) -> Code:
     code: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
@@ -172,7 +186,7 @@ def _instructions(text: str) -> tuple[list[Instruction], dict[str, int]]:
         code.append(
             Instruction(int(ins[1], 16), ins[2] is not None, ins[3], target[1] if target else None)
         )
-    return code, labels
+    return Code(code, labels)
 
 
 def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
@@ -192,9 +206,11 @@ def table(kernels: dict[int, list[Kernel]]) -> str:
     ]
     for arch, group in kernels.items():
         for k in sorted(group, key=lambda k: (k.name.form != "whole", k.name)):
-            loads = sum(n for o, n in k.opcodes.items() if o.startswith("LDG") and ".128" in o)
-            stores = sum(is_vector_store(i) for i in k.code)
-            slots = f"{k.slots_per_element():.2f}" if k.name.form == "whole" else ""
+            loads = sum(n for o, n in k.code.opcodes.items() if o.startswith("LDG") and ".128" in o)
+            stores = sum(is_vector_store(i) for i in k.code.instructions)
+            slots = (
+                f"{k.code.slots_per_element(k.name.dtype):.2f}" if k.name.form == "whole" else ""
+            )
             rows.append(
                 f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:17}"
                 f"{k.name.source:11}{k.name.dtype:10}{k.registers:9}{k.spilled_bytes:9}"

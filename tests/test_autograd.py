@@ -207,6 +207,14 @@ def test_opcheck(op: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...])
         torch.library.opcheck(op, (x, log_var, reparam_fused.split(KEY, 4)))
 
 
+def test_opcheck_of_the_op_that_draws() -> None:
+    """All but the comparison of two runs: they draw different noise."""
+    torch.use_deterministic_algorithms(False)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for generator in (None, torch.Generator()):
+        torch.library.opcheck(_ops.sample, (*leaves(4, 6), generator), test_utils=checks)
+
+
 def test_functional_transforms_differentiate_or_say_that_they_cannot() -> None:
     """No silent zeros: what is not there raises."""
     mu, log_var = (t.detach() for t in leaves(6))

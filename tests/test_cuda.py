@@ -103,6 +103,8 @@ def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
         ("elements", (x[..., :1].expand(3, 10, 7, 16), log_var)),
         ("elements", tuple(wide[..., :30].chunk(2, dim=-1))),
         ("elements", (x[0, 0, 0, 0].expand(77), log_var.flatten()[:77])),
+        ("elements", tuple(inputs(2, 5, 33, dtype=dtype)[0][..., :16])),
+        ("elements", (log_var[0, 0], inputs(7, 33, dtype=dtype)[0][:, :16])),
     ]
     key = key_of(11, 2**32 - 3)
     for form, (a, b) in views:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import reparam_fused
-from reparam_fused import functional, fused_reparameterize
+from reparam_fused import _ops, functional, fused_reparameterize
 from reparam_fused.reference import draw_key
 
 MU, LOG_VAR = inputs(64, 20)
@@ -21,6 +21,15 @@ def sample(generator: torch.Generator | None = None) -> Tensor:
 
 def test_two_calls_differ(both_paths: str) -> None:
     assert (sample() != sample()).float().mean() > 0.99
+
+
+def test_the_op_that_draws_gives_its_key_too(both_paths: str) -> None:
+    torch.manual_seed(3)
+    z, key = _ops.sample(MU, LOG_VAR, None)
+    assert (key.shape, key.dtype) == ((2,), torch.uint64)
+    assert_same_bits(z, fused_reparameterize(MU, LOG_VAR, key=key))
+    torch.manual_seed(3)
+    assert_same_bits(z, sample())
 
 
 def test_manual_seed_reproduces(both_paths: str) -> None:
@@ -89,7 +98,7 @@ def test_both_paths_and_the_fallback_draw_the_same_key(monkeypatch: pytest.Monke
     first = sample()
     state = torch.get_rng_state()
     torch.manual_seed(11)
-    key = draw_key(MU.device, None)
+    key = draw_key(MU.device, None, 0)
     assert key.dtype == torch.uint64
     assert key[1] == 0
     assert_same_bits(fused_reparameterize(MU, LOG_VAR, key=key), first)

@@ -26,9 +26,8 @@ def copy_sources(to: Path) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(
-                source, to / name, ignore=shutil.ignore_patterns("*.so", "__pycache__", "_build*")
-            )
+            built = shutil.ignore_patterns("*.so", "__pycache__", "*_missing.txt")
+            shutil.copytree(source, to / name, ignore=built)
         else:
             shutil.copy(source, to / name)
     return to
@@ -43,6 +42,14 @@ def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
         text=True,
         check=False,
     )
+
+
+def path_without_compilers(folder: Path) -> str:
+    """A PATH with the few tools that pip needs."""
+    for tool in ("uname", "env"):
+        if found := shutil.which(tool):
+            (folder / tool).symlink_to(found)
+    return os.pathsep.join([str(folder), str(Path(sys.executable).parent)])
 
 
 USE_IT = """
@@ -60,6 +67,7 @@ ours = [str(w.message) for w in caught if "reparam_fused" in str(w.message)]
 print(len(ours))
 print(ours[0] if ours else "")
 print(reparam_fused.backends()["cpu"])
+print(reparam_fused.backends()["cuda"])
 print(z.view(torch.int32).tolist())
 """
 
@@ -73,29 +81,62 @@ def test_install_without_a_working_compiler(tmp_path: Path, compiler: str) -> No
     if compiler == "broken":
         broken.write_text("#!/bin/sh\nexit 1\n")
         broken.chmod(0o755)
-    # a PATH with the few tools that pip needs, and no compiler
-    for tool in ("uname", "env"):
-        if found := shutil.which(tool):
-            (broken.parent / tool).symlink_to(found)
-    path = os.pathsep.join([str(broken.parent), str(Path(sys.executable).parent)])
+    path = path_without_compilers(broken.parent)
     target = tmp_path / "site"
     result = run(
         sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps",
         "--target", str(target), str(source),
-        cwd=tmp_path, PATH=path, CXX=str(broken), REPARAM_FUSED_REQUIRE_EXT="",
+        cwd=tmp_path, PATH=path, CXX=str(broken), CUDA_HOME=str(tmp_path),
+        REPARAM_FUSED_REQUIRE_EXT="", FORCE_CUDA="",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert not list(target.rglob("_C*.so"))
+    assert not list(target.rglob("*.so"))
     used = run(sys.executable, "-c", USE_IT, cwd=tmp_path / "bin", PYTHONPATH=str(target))
     assert used.returncode == 0, used.stderr
-    count, warning, backend, bits = used.stdout.splitlines()
+    count, warning, backend, cuda, bits = used.stdout.splitlines()
     assert count == "1"
     assert "C++ extension is missing" in warning
     assert "install a C++17 compiler" in warning
     assert backend.startswith("missing (")
+    reason = "no nvcc was found" if torch.version.cuda else "torch is a build without CUDA"
+    assert cuda.startswith(f"missing ({reason}")
     zero = torch.zeros(9)
     z = reparam_fused.fused_reparameterize(zero, zero, key=reparam_fused.key(42))
     assert bits == str(z.view(torch.int32).tolist())
+
+
+@pytest.mark.parametrize("switch", ["FORCE_CUDA", "REPARAM_FUSED_REQUIRE_EXT"])
+def test_what_must_be_built_or_fail(tmp_path: Path, switch: str) -> None:
+    """FORCE_CUDA=1 asks for a toolkit, REPARAM_FUSED_REQUIRE_EXT=1 for a compiler."""
+    source = copy_sources(tmp_path)
+    (tmp_path / "bin").mkdir()
+    result = run(
+        sys.executable, "setup.py", "-q", "build_ext",
+        cwd=source, PATH=path_without_compilers(tmp_path / "bin"), CUDA_HOME=str(tmp_path),
+        **{"FORCE_CUDA": "", "REPARAM_FUSED_REQUIRE_EXT": "", "CXX": "/none", switch: "1"},
+    )  # fmt: skip
+    assert result.returncode != 0
+    name = {"FORCE_CUDA": "_cuda", "REPARAM_FUSED_REQUIRE_EXT": "_C"}[switch]
+    assert f"reparam_fused.{name} cannot be built: " in result.stderr
+    left_out = "reparam_fused: reparam_fused._cuda was left out: "
+    assert (left_out in result.stderr) == (switch != "FORCE_CUDA")
+
+
+def test_a_toolkit_of_another_release_is_left_out(tmp_path: Path) -> None:
+    if torch.version.cuda is None:
+        pytest.skip("torch is a build without CUDA")
+    source = copy_sources(tmp_path)
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho 'release 11.8, V11.8.89'\necho '#$ TOP=/x' >&2\n")
+    nvcc.chmod(0o755)
+    result = run(
+        sys.executable, "setup.py", "-q", "build_ext",
+        cwd=source, CUDA_HOME=str(tmp_path), FORCE_CUDA="1",
+    )  # fmt: skip
+    assert result.returncode != 0
+    expected = f"nvcc is release 11.8, but torch is built for CUDA {torch.version.cuda}"
+    assert expected in result.stderr
 
 
 def test_backends_names_the_isa() -> None:
@@ -107,7 +148,8 @@ def test_backends_names_the_isa() -> None:
 
 
 def modules() -> list[str]:
-    names = [m.name for m in pkgutil.iter_modules(reparam_fused.__path__) if m.name != "_C"]
+    compiled = ("_C", "_cuda", "__main__")
+    names = [m.name for m in pkgutil.iter_modules(reparam_fused.__path__) if m.name not in compiled]
     return ["reparam_fused", *(f"reparam_fused.{name}" for name in names)]
 
 

@@ -25,10 +25,10 @@ REPARAM_FUSED_INLINE typename V::F sigma(typename V::F log_var, float factor = 1
   const auto shifted = V::fma(x, high, magic);
   const auto minus_2h = V::sub(magic, shifted);
   const auto t = V::fma(x, low, V::fma(x, high, minus_2h));
-  const auto p = horner<V>(t, V::set(factor * 0x1.02e730p-16f), factor * 0x1.47eb04p-13f,
-                           factor * 0x1.5d81fap-10f, factor * 0x1.3b20eep-7f,
-                           factor * 0x1.c6b094p-5f, factor * 0x1.ebfbf4p-3f,
-                           factor * 0x1.62e430p-1f, factor);
+  const auto p =
+      horner<V>(t, V::set(factor * 0x1.02e730p-16f), factor * 0x1.47eb04p-13f,
+                factor * 0x1.5d81fap-10f, factor * 0x1.3b20eep-7f, factor * 0x1.c6b094p-5f,
+                factor * 0x1.ebfbf4p-3f, factor * 0x1.62e430p-1f, factor);
   const auto scale = V::from_bits(V::template shl<23>(V::bits(shifted)));
   return V::mul(V::mul(p, scale), scale);
 }
@@ -43,7 +43,13 @@ REPARAM_FUSED_INLINE typename V::D sigma(typename V::D log_var, double factor = 
   const auto shifted = V::fma(x, high, magic);
   const auto minus_2h = V::sub(magic, shifted);
   const auto t = V::fma(x, low, V::fma(x, high, minus_2h));
-  const auto p = horner<V>(t, V::set(factor * 0x1.8441bf9925f7bp-40), factor * 0x1.c7a18f180dd0bp-36, factor * 0x1.e8c72def0d7f6p-32, factor * 0x1.e4ca728581d34p-28, factor * 0x1.b5253f626f217p-24, factor * 0x1.62c02526eaf10p-20, factor * 0x1.ffcbfc5748551p-17, factor * 0x1.430912f6b7aadp-13, factor * 0x1.5d87fe78a6c3cp-10, factor * 0x1.3b2ab6fba5c1ep-7, factor * 0x1.c6b08d704a0bep-5, factor * 0x1.ebfbdff82c587p-3, factor * 0x1.62e42fefa39efp-1, factor);
+  const auto p = horner<V>(t, V::set(factor * 0x1.8441bf9925f7bp-40),
+                           factor * 0x1.c7a18f180dd0bp-36, factor * 0x1.e8c72def0d7f6p-32,
+                           factor * 0x1.e4ca728581d34p-28, factor * 0x1.b5253f626f217p-24,
+                           factor * 0x1.62c02526eaf10p-20, factor * 0x1.ffcbfc5748551p-17,
+                           factor * 0x1.430912f6b7aadp-13, factor * 0x1.5d87fe78a6c3cp-10,
+                           factor * 0x1.3b2ab6fba5c1ep-7, factor * 0x1.c6b08d704a0bep-5,
+                           factor * 0x1.ebfbdff82c587p-3, factor * 0x1.62e42fefa39efp-1, factor);
   const auto scale = V::from_bits(V::template shl<52>(V::bits(shifted)));
   return V::mul(V::mul(p, scale), scale);
 }

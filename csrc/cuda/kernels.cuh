@@ -155,8 +155,8 @@ __device__ __forceinline__ void compute_counter(const T* x, const T* log_var, T*
   for (int j = 0; j < kPerCounter<T>; ++j) {
     if (j < count) {
       const Place at = place_of(j);
-      const R value = Op::template apply<Thread, R>(
-          Thread::load(x + at.x), Thread::load(log_var + at.log_var), eps[j]);
+      const R value = Op::template apply<Thread, R>(Thread::load(x + at.x),
+                                                    Thread::load(log_var + at.log_var), eps[j]);
       Thread::store(out + at.out, value);
     }
   }
@@ -203,8 +203,7 @@ __global__ void __launch_bounds__(kBlock)
 template <class Op, class T, class Index, class Source>
 __global__ void __launch_bounds__(kBlock)
     rows_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
-                Index vectors, Layout<Index> layout, Divisor<Index> slice_vectors,
-                Source source) {
+                Index vectors, Layout<Index> layout, Divisor<Index> slice_vectors, Source source) {
   const Index v = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
   if (v >= vectors) return;
   Index in_slice;

@@ -54,8 +54,8 @@ inline bool runs_of_vectors(const Problem& p, int64_t slice_numel, int64_t per_v
 }
 
 template <class Op, class T, class Index, class Source>
-cudaError_t launch_cut(const Problem& p, int64_t numel, int64_t slice_numel,
-                       const Source& source, cudaStream_t stream) {
+cudaError_t launch_cut(const Problem& p, int64_t numel, int64_t slice_numel, const Source& source,
+                       cudaStream_t stream) {
   const auto* x = static_cast<const T*>(p.x);
   const auto* log_var = static_cast<const T*>(p.log_var);
   auto* out = static_cast<T*>(p.out);
@@ -69,8 +69,8 @@ cudaError_t launch_cut(const Problem& p, int64_t numel, int64_t slice_numel,
   const int64_t counters = numel / slice_numel * slice_counters;
   return enqueue(elements_kernel<Op, T, Index, Source>, counters, stream, x, log_var, out,
                  static_cast<Index>(counters), make_layout<Index>(p, 1),
-                 static_cast<Index>(slice_numel), Divisor<Index>(static_cast<Index>(slice_counters)),
-                 source);
+                 static_cast<Index>(slice_numel),
+                 Divisor<Index>(static_cast<Index>(slice_counters)), source);
 }
 
 template <class Op, class T, class Source>
@@ -91,8 +91,9 @@ cudaError_t launch(const Problem& p, const Source& source, cudaStream_t stream) 
   }
   // In 32 bits every count of elements and of counters stays below 2^31: a counter
   // of a short slice may stand for one element.
-  return numel <= INT32_MAX ? launch_cut<Op, T, uint32_t, Source>(p, numel, slice_numel, source, stream)
-                            : launch_cut<Op, T, uint64_t, Source>(p, numel, slice_numel, source, stream);
+  return numel <= INT32_MAX
+             ? launch_cut<Op, T, uint32_t, Source>(p, numel, slice_numel, source, stream)
+             : launch_cut<Op, T, uint64_t, Source>(p, numel, slice_numel, source, stream);
 }
 
 template <class Op, class Source>

@@ -23,10 +23,8 @@ void check_binary(at::Device device) {
   if (status == cudaSuccess) return;
   (void)cudaGetLastError();  // or the next call of torch would report it
   int major = 0, minor = 0;
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()));
-  C10_CUDA_CHECK(
-      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index()));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()));
+  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index()));
   TORCH_CHECK(false, missing_cuda_binary(major, minor), " (", cudaGetErrorString(status), ")");
 }
 
@@ -104,6 +102,4 @@ TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
 
 }  // namespace reparam_fused
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.def("archs", &reparam_fused::built_cuda_archs);
-}
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("archs", &reparam_fused::built_cuda_archs); }

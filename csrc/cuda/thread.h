@@ -2,6 +2,7 @@
 
 #include "../common/element.h"
 #include "../common/scalar.h"
+#include "root.h"
 
 namespace reparam_fused {
 
@@ -19,14 +20,11 @@ struct Thread : Scalar {
   static __device__ __forceinline__ U sub(U a, U b) { return a - b; }
   static __device__ __forceinline__ Q sub(Q a, Q b) { return a - b; }
 
-  // The root, correctly rounded for a in [2^-60, 2^60]. sqrt.rn brings a slow path
-  // for what lies outside; this is its fast path: one Newton step on a fused
-  // remainder, right for every y that rsqrt.approx may return (within 2^-22.9).
+  // For a in [2^-60, 2^60]: a radius is at least 2^-30.
   static __device__ __forceinline__ F sqrt(F a) {
-    F y;
-    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(a));
-    const F s = mul(a, y);
-    return fma(fma(-s, s, a), mul(y, 0.5f), s);
+    F estimate;
+    asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
+    return root<Thread>(a, estimate);
   }
 
   static __device__ __forceinline__ F clamp(F x, F limit) {

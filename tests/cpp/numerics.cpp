@@ -25,6 +25,7 @@
 #include "../../csrc/common/reparam.h"
 #include "../../csrc/common/scalar.h"
 #include "../../csrc/cpu/twice.h"
+#include "../../csrc/cuda/root.h"
 #if defined(__AVX2__)
 #include "../../csrc/cpu/avx2.h"
 #endif
@@ -292,6 +293,21 @@ double normals_differ(R (&eps)[n]) {
   return differ;
 }
 
+// Every float of two binades, outside of which a root is the same but for a power of
+// two, with every estimate of 1 / sqrt(a) within 2^-22.9.
+void root_from_every_estimate() {
+  const double bound = std::exp2(-22.9);
+  double wrong = 0;
+  for (float a = 1.0f; a < 4.0f; a = std::nextafterf(a, 4.0f)) {
+    const double exact = 1.0 / std::sqrt(static_cast<double>(a));
+    for (auto y = static_cast<float>(exact * (1 - bound)); y <= exact * (1 + bound);
+         y = std::nextafterf(y, 2.0f)) {
+      if (y >= exact * (1 - bound)) wrong += root<Scalar>(a, y) != std::sqrt(a);
+    }
+  }
+  report("root, wrong", wrong);
+}
+
 void lane_types_agree() {
   lanes_differ(
       "differ: radius", [](U w) { return radius<Wide>(uniform<Wide>(w)); },
@@ -368,4 +384,5 @@ int main(int argc, char** argv) {
   float_errors();
   double_errors();
   lane_types_agree();
+  root_from_every_estimate();
 }

@@ -69,6 +69,17 @@ def _float_extremum(name: str, m: Choices, shape: str) -> Operation | None:
     return alu(function, m["type"], m["type"], m["type"])
 
 
+@form("min max", "NaN? type=f16|bf16", "sss")
+def _half_extremum(name: str, m: Choices, shape: str) -> Operation:
+    """Through float32, which holds every value of both."""
+    function, dtype = exact.extremum(name == "max", "NaN" in m), m["type"]
+    widen = conversions.conversion("f32", dtype, "", ftz=False, sat=False)
+    narrow = conversions.conversion(dtype, "f32", "rn", ftz=False, sat=False)
+    assert widen is not None
+    assert narrow is not None
+    return alu(lambda a, b: narrow(function(widen(a), widen(b))), dtype, dtype, dtype)
+
+
 @form("rcp sqrt div", "rn ftz? type=f32|f64", "ss sss")
 def _rounded(name: str, m: Choices, shape: str) -> Operation | None:
     count = 2 if name == "div" else 1

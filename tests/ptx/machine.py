@@ -20,12 +20,31 @@ _THREADS_AT_ONCE = 1 << 14  # the arrays of a few instructions fit a core's cach
 Sizes = tuple[int, int, int]
 
 
+def _never_written(kernel: Kernel, bits: int) -> dict[int, Array]:
+    """The slots that are only read, with a value for each."""
+    written = {
+        destination.slot
+        for instruction in kernel.instructions
+        for destination in instruction.destinations
+        if destination is not None
+    }
+    written.update(kernel.presets.values())
+    return {
+        source.slot: np.full(1, bits % 256**source.dtype.itemsize, f"u{source.dtype.itemsize}")
+        for instruction in kernel.instructions
+        for source in instruction.sources
+        if source.constant is None and source.slot not in written and source.dtype.kind != "b"
+    }
+
+
 class Machine:
     """Runs one kernel on one memory.
 
     `step_limit` counts the instructions that the threads of a few blocks issue together.
     `approx_error` in [-1, 1] is the part of the documented error that approximate instructions
-    make; a generator draws it for each thread.
+    make; a generator draws it for each thread. `undefined` is what registers hold that no
+    instruction of the kernel writes, as Triton has them in the unused halves of packed words: where
+    two values give the same results nothing depends on them. Without it, to read one is an error.
     """
 
     def __init__(
@@ -34,7 +53,9 @@ class Machine:
         memory: Memory,
         step_limit: int = 1_000_000,
         approx_error: float | np.random.Generator = 0.0,
+        undefined: int | None = None,
     ) -> None:
+        self._never_written = {} if undefined is None else _never_written(kernel, undefined)
         self.kernel, self.memory, self.step_limit = kernel, memory, step_limit
         self.approx_error = approx_error
         self.stats = Stats()
@@ -100,6 +121,8 @@ class Machine:
                 threads = Threads(
                     kernel, grid_size, block_size, part, presets, static + shared_bytes
                 )
+                for slot, value in self._never_written.items():
+                    threads.registers[slot] = value
                 self._run(threads)
         return self.stats
 

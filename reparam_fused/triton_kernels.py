@@ -1,0 +1,313 @@
+"""The ops as Triton kernels: GPUs without the CUDA extension, of NVIDIA, AMD and Intel.
+
+The bits are those of csrc and reference.py in float32 and the half types: every product that is
+added is a tl.fma, and the kernels are compiled without contraction. float64 goes through the
+device's own log, cos, sin and exp, within a few ULP.
+
+Two kernels: `whole` for contiguous tensors under one key, whose body moves 16 bytes at a time
+and whose tail has a path of its own, since a mask would cut every access of the body into
+elements; and `elements` for anything else, one counter a lane.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import reference
+
+_LOG = tl.constexpr(reference.LOG)
+_SIN = tl.constexpr(reference.SIN)
+_COS = tl.constexpr(reference.COS)
+_EXP = tl.constexpr(reference.EXP)
+_MINUS_2_LN2 = tl.constexpr(reference.MINUS_2_LN2)
+_HALF_LOG2E = tl.constexpr(reference.HALF_LOG2E)
+_MAGIC = tl.constexpr(reference.MAGIC)
+
+
+@triton.jit
+def _philox(c0, c1, key0, key1):
+    c2 = tl.zeros_like(c0)
+    c3 = tl.zeros_like(c0)
+    for _ in tl.static_range(10):
+        high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
+        high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0 += 0x9E3779B9
+        key1 += 0xBB67AE85
+    return c0, c1, c2, c3
+
+
+@triton.jit
+def _float(x):
+    return x.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bits(x):
+    return x.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def _signed_to_float(x):
+    return x.to(tl.int32, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _fma(x, y: tl.constexpr, z: tl.constexpr):
+    return tl.fma(x, tl.full(x.shape, y, tl.float32), tl.full(x.shape, z, tl.float32))
+
+
+@triton.jit
+def _polynomial(y, coefficients: tl.constexpr, n: tl.constexpr, factor: tl.constexpr):
+    p = tl.full(y.shape, coefficients[0] * factor, tl.float32)
+    for i in tl.static_range(1, n):
+        p = tl.fma(p, y, tl.full(y.shape, coefficients[i] * factor, tl.float32))
+    return p
+
+
+@triton.jit
+def _sqrt(x, NEWTON: tl.constexpr):
+    """csrc/cuda/root.h says why the step on NVIDIA's estimate is right, and what it saves."""
+    if NEWTON:
+        y = tl.rsqrt(x)
+        s = x * y
+        root = tl.fma(tl.fma(-s, s, x), y * 0.5, s)
+    else:
+        root = tl.sqrt_rn(x)
+    return root
+
+
+@triton.jit
+def _box_muller(w0, w1, NEWTON: tl.constexpr):
+    u = _bits(_fma(w0.to(tl.float32), 2.0**-32, 2.0**-33))
+    exponent = (u - 0x3F3504F3) & 0xFF800000
+    f = _float(u - exponent) - 1.0
+    scaled = _fma(_signed_to_float(exponent), _MINUS_2_LN2, 2.0**-60)
+    radius = _sqrt(tl.fma(f, _polynomial(f, _LOG, 9, 1.0), scaled), NEWTON)
+    doubled = w1 << 1
+    x = _signed_to_float(doubled) * (2.0**-32)
+    y = x * x
+    r = _float(_bits(radius) ^ ((w1 ^ doubled) & 0x80000000))
+    return r * _polynomial(y, _COS, 6, 1.0), r * (x * _polynomial(y, _SIN, 5, 1.0))
+
+
+@triton.jit
+def _normals(counter, seed, NEWTON: tl.constexpr):
+    """The four float32 normals of each counter."""
+    w0, w1, w2, w3 = _philox(
+        counter.to(tl.uint32), (counter >> 32).to(tl.uint32),
+        seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
+    )  # fmt: skip
+    n0, n1 = _box_muller(w0, w1, NEWTON)
+    n2, n3 = _box_muller(w2, w3, NEWTON)
+    return n0, n1, n2, n3
+
+
+@triton.jit
+def _double(high, low):
+    """(2^32 high + low) 2^-64"""
+    return (high.to(tl.float64) * 4294967296.0 + low.to(tl.float64)) * 5.421010862427522e-20
+
+
+@triton.jit
+def _normals_double(counter, seed):
+    """The two float64 normals of each counter."""
+    w0, w1, w2, w3 = _philox(
+        counter.to(tl.uint32), (counter >> 32).to(tl.uint32),
+        seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
+    )  # fmt: skip
+    radius = tl.sqrt(-2.0 * tl.log(_double(w0, w1) + 2.710505431213761e-20))
+    # A bare constant would be a float32.
+    angle = _double(w2, w3) * tl.full(w2.shape, 6.283185307179586, tl.float64)
+    return radius * tl.cos(angle), radius * tl.sin(angle)
+
+
+@triton.jit
+def _sigma(log_var, factor: tl.constexpr):
+    """factor exp(log_var / 2)"""
+    if log_var.dtype == tl.float64:
+        sigma = tl.exp(log_var * 0.5) * factor
+    else:
+        x = tl.clamp(log_var, -256.0, 256.0, propagate_nan=tl.PropagateNan.ALL)
+        magic = tl.full(x.shape, _MAGIC, tl.float32)
+        high = tl.full(x.shape, _HALF_LOG2E[0], tl.float32)
+        low = tl.full(x.shape, _HALF_LOG2E[1], tl.float32)
+        shifted = tl.fma(x, high, magic)
+        t = tl.fma(x, low, tl.fma(x, high, magic - shifted))
+        scale = _float(_bits(shifted) << 23)
+        sigma = _polynomial(t, _EXP, 8, factor) * scale * scale
+    return sigma
+
+
+@triton.jit
+def _apply(x, log_var, eps, BACKWARD: tl.constexpr):
+    """z of mu, or grad_log_var of grad_z."""
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+        log_var = log_var.to(tl.float32)
+    if BACKWARD:
+        out = (x * eps) * _sigma(log_var, 0.5)
+    else:
+        out = tl.fma(_sigma(log_var, 1.0), eps, x)
+    return out
+
+
+@triton.jit
+def _run_of_normals(first, seed, BLOCK: tl.constexpr, dtype: tl.constexpr, NEWTON: tl.constexpr):
+    """The normals of BLOCK elements from a counter's first on, in the order of the elements.
+
+    A lane computes what it stores 16 bytes of, so that nothing moves between threads.
+    """
+    if dtype == tl.float64:
+        n0, n1 = _normals_double(first + tl.arange(0, BLOCK // 2), seed)
+        run = tl.join(n0, n1)
+    elif dtype == tl.float32:
+        n0, n1, n2, n3 = _normals(first + tl.arange(0, BLOCK // 4), seed, NEWTON)
+        run = tl.join(tl.join(n0, n2), tl.join(n1, n3))
+    else:
+        even = first + 2 * tl.arange(0, BLOCK // 8)
+        n0, n1, n2, n3 = _normals(even, seed, NEWTON)
+        m0, m1, m2, m3 = _normals(even + 1, seed, NEWTON)
+        run = tl.join(
+            tl.join(tl.join(n0, m0), tl.join(n2, m2)), tl.join(tl.join(n1, m1), tl.join(n3, m3))
+        )
+    return run.reshape(BLOCK)
+
+
+@triton.jit(do_not_specialize=["numel", "full_blocks"])
+def whole_kernel(
+    x_ptr, log_var_ptr, out_ptr, key_ptr, numel, full_blocks,
+    BACKWARD: tl.constexpr, NEWTON: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    per_counter: tl.constexpr = 2 if dtype == tl.float64 else 4
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    counter = tl.load(key_ptr + 1) + (first // per_counter).to(tl.uint64)
+    eps = _run_of_normals(counter, tl.load(key_ptr), BLOCK, dtype, NEWTON)
+    i = first + tl.arange(0, BLOCK)
+    if tl.program_id(0) < full_blocks:
+        out = _apply(tl.load(x_ptr + i), tl.load(log_var_ptr + i), eps, BACKWARD)
+        tl.store(out_ptr + i, out.to(dtype))
+    else:
+        inside = i < numel
+        x, log_var = tl.load(x_ptr + i, mask=inside), tl.load(log_var_ptr + i, mask=inside)
+        tl.store(out_ptr + i, _apply(x, log_var, eps, BACKWARD).to(dtype), mask=inside)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "counters", "slice_numel", "slice_counters", "sizes",
+        "x_strides", "log_var_strides", "out_strides",
+    ]
+)  # fmt: skip
+def elements_kernel(
+    x_ptr, log_var_ptr, out_ptr, keys_ptr, counters, slice_numel, slice_counters,
+    sizes, x_strides, log_var_strides, out_strides,
+    BACKWARD: tl.constexpr, NEWTON: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    per_counter: tl.constexpr = 2 if dtype == tl.float64 else 4
+    c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
+    inside = c < counters
+    slice_index = c // slice_counters
+    in_slice = c - slice_index * slice_counters
+    seed = tl.load(keys_ptr + 2 * slice_index, mask=inside)
+    counter = tl.load(keys_ptr + 2 * slice_index + 1, mask=inside) + in_slice.to(tl.uint64)
+    if dtype == tl.float64:
+        normals = _normals_double(counter, seed)
+    else:
+        normals = _normals(counter, seed, NEWTON)
+    for j in tl.static_range(per_counter):
+        position = in_slice * per_counter + j
+        mask = inside & (position < slice_numel)
+        rest = slice_index * slice_numel + position
+        x, log_var, out = x_ptr, log_var_ptr, out_ptr
+        for d in tl.static_range(len(sizes)):  # innermost first
+            along = (rest % sizes[d]).to(tl.int64)
+            rest = rest // sizes[d]
+            x += along * x_strides[d]
+            log_var += along * log_var_strides[d]
+            out += along * out_strides[d]
+        value = _apply(tl.load(x, mask=mask), tl.load(log_var, mask=mask), normals[j], BACKWARD)
+        tl.store(out, value.to(dtype), mask=mask)
+
+
+class Plan(NamedTuple):
+    """A launch: of which kernel, over how many programs, with which arguments."""
+
+    kernel: Any
+    programs: int
+    arguments: tuple[Any, ...]
+    constants: dict[str, Any]
+
+
+WARPS = 4
+# 16 bytes for each thread four times, as in csrc/cuda/kernels.cuh
+_BLOCK_BYTES = 4 * 16 * 32 * WARPS
+_BLOCK_COUNTERS = 32 * WARPS
+
+
+def plan(x: Tensor, log_var: Tensor, key: Tensor, out: Tensor, *, backward: bool) -> Plan:
+    """How to compute an op of tensors of one dtype and shape, which is not empty."""
+    keys, slice_numel = reference.slice_keys(key, out.shape)
+    keys = keys.contiguous()
+    numel = out.numel()
+    tensors = (x, log_var, out)
+    constants: dict[str, Any] = {
+        "BACKWARD": backward,
+        "NEWTON": out.device.type == "cuda" and torch.version.hip is None,
+    }
+    if slice_numel == numel and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in tensors):
+        block = _BLOCK_BYTES // out.element_size()
+        programs, full = -(-numel // block), numel // block
+        constants["BLOCK"] = block
+        return Plan(whole_kernel, programs, (*tensors, keys, numel, full), constants)
+    per_counter = 2 if out.dtype == torch.float64 else 4
+    slice_counters = -(-slice_numel // per_counter)
+    counters = numel // slice_numel * slice_counters
+    constants["BLOCK"] = _BLOCK_COUNTERS
+    constants["INDEX"] = tl.int32 if numel < 2**31 - per_counter * _BLOCK_COUNTERS else tl.int64
+    dims = [d for d in reversed(range(out.dim())) if out.size(d) != 1]
+    layout = tuple(tuple(t.stride(d) for d in dims) for t in tensors)
+    sizes = tuple(out.size(d) for d in dims)
+    return Plan(
+        elements_kernel,
+        -(-counters // _BLOCK_COUNTERS),
+        (*tensors, keys, counters, slice_numel, slice_counters, sizes, *layout),
+        constants,
+    )
+
+
+def _launch(x: Tensor, log_var: Tensor, key: Tensor, *, backward: bool) -> Tensor:
+    if key.dtype != torch.uint64 or not x.device == log_var.device == key.device:
+        raise RuntimeError(
+            f"reparam_fused: expected tensors on one device and a uint64 key, got {x.device}, "
+            f"{log_var.device} and a {key.dtype} key on {key.device}"
+        )
+    fake = torch.add(x.to("meta"), log_var.to("meta"))  # has add's dtype, shape and strides
+    out = torch.empty_like(fake, device=x.device)
+    if out.numel() == 0:
+        return out
+    x, log_var = (t.to(out.dtype).expand(out.shape) for t in (x, log_var))
+    kernel, programs, arguments, constants = plan(x, log_var, key, out, backward=backward)
+    # Only Triton's own interpreter takes tensors of the CPU.
+    on_cpu = x.device.type == "cpu"
+    with nullcontext() if on_cpu else torch.get_device_module(x.device).device(x.device):
+        kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=False)
+    return out
+
+
+def sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    """z = mu + sigma * eps."""
+    return _launch(mu, log_var, key, backward=False)
+
+
+def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+    """grad_log_var = grad_z * eps * sigma / 2."""
+    return _launch(grad_z, log_var, key, backward=True)

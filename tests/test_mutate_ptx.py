@@ -1,0 +1,86 @@
+"""A sample of the mutants of the compiled PTX: killed, or harmless for a written reason."""
+
+from __future__ import annotations
+
+import random
+import re
+from unittest.mock import patch
+
+import gpu_run
+import mutate_ptx
+import pytest
+from gpu_run import Gpu
+from helpers import needs_kernels
+from machine_code import Name
+from mutate_ptx import Mutator, Workbench
+from ptx import Module
+
+pytestmark = [
+    needs_kernels,
+    pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
+]
+
+ARCH = 90
+SEED = 20
+# Each kernel costs a second or two for its cases, whatever the number of its mutants.
+SAMPLED = [
+    Name("rows", "sample", "float32", 32, "KeyTensor"),
+    Name("elements", "sample_backward", "bfloat16", 64, "KeyTensor"),
+    Name("whole", "sample", "bfloat16", 64, "Generator"),
+]
+PER_KERNEL = 40
+
+
+@pytest.fixture(scope="module")
+def gpu(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
+    with patch.object(gpu_run, "ARCHS", (ARCH,)):
+        return Gpu(tmp_path_factory.mktemp("gpu"))
+
+
+def test_mutants_die(gpu: Gpu) -> None:
+    names = mutate_ptx.kernel_names(gpu, ARCH, mutate_ptx.DTYPES)
+    chosen = random.Random(SEED)
+    mutants = [
+        mutant
+        for name in SAMPLED
+        for mutant in chosen.sample(list(Mutator(gpu.kernel(ARCH, names[name]))), PER_KERNEL)
+    ]
+    subjects = mutate_ptx.subjects_of(gpu, ARCH, names, mutants, largest=2**16)
+    verdicts = mutate_ptx.judge_all(subjects, mutants, processes=1)
+    assert len(verdicts) == len(mutants)
+    assert mutate_ptx.passes(verdicts), mutate_ptx.report(verdicts, {})
+
+
+def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
+    """Only the changed instruction is read: the kernel is that of the whole text, changed."""
+    names = mutate_ptx.kernel_names(gpu, ARCH, ["float16"])
+    name = Name("rows", "sample", "float16", 64, "KeyTensor")
+    bench = Workbench(gpu.kernel_source(ARCH, names[name]))
+    mutants = list(Mutator(bench.kernel))
+    for mutant in random.Random(SEED).sample(mutants, 20):
+        line = bench.lines[mutant.line - 1]
+        statement = next(p for p in line.split(";") if " ".join(p.split()).endswith(mutant.old))
+        lines = list(bench.lines)
+        lines[mutant.line - 1] = line.replace(statement, mutant.new)
+        (whole,) = Module.parse("\n".join(lines)).kernels.values()
+        kernel = bench.mutated(mutant)
+        for one, other in zip(kernel.instructions, whole.instructions, strict=True):
+            assert (one.line, one.operation, one.offset) == (
+                other.line,
+                other.operation,
+                other.offset,
+            )
+            names_of = [
+                [k.register_names[s.slot] if s.slot >= 0 else bytes(s.constant) for s in i.sources]
+                for k, i in ((kernel, one), (whole, other))
+            ]
+            assert names_of[0] == names_of[1]
+            assert one.target == other.target
+
+
+def test_every_operator_has_mutants(gpu: Gpu) -> None:
+    names = mutate_ptx.kernel_names(gpu, ARCH, ["bfloat16"])
+    mutants = [m for n in names.values() for m in Mutator(gpu.kernel(ARCH, n))]
+    documented = set(re.findall(r"^    ([a-z]+)  +\S", mutate_ptx.__doc__ or "", re.M))
+    assert {m.operator for m in mutants} == documented
+    assert len({str(m) for m in mutants}) == len(mutants)

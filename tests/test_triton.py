@@ -1,0 +1,212 @@
+"""The Triton kernels without a GPU: interpreted, and as the PTX that Triton compiles offline."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from digest import extremes
+from helpers import assert_same_bits, inputs, key_of, needs_kernels
+from torch import Tensor
+
+import reparam_fused
+from reparam_fused import _ops, reference
+
+pytest.importorskip("triton", reason="triton is not installed")
+pytestmark = needs_kernels
+
+import machine_code  # noqa: E402
+import triton_code  # noqa: E402
+import triton_run  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from reparam_fused import triton_kernels  # noqa: E402
+
+ARCHS = (80, 90, 100, 120)
+DTYPES = triton_code.DTYPES
+PER_BLOCK = {torch.float32: 2048, torch.float16: 4096, torch.bfloat16: 4096}
+needs_nvdisasm = pytest.mark.skipif(machine_code.nvdisasm() is None, reason="no nvdisasm")
+
+
+@pytest.fixture(params=ARCHS, ids=lambda arch: f"sm_{arch}")
+def arch(request: pytest.FixtureRequest) -> int:
+    value: int = request.param
+    return value
+
+
+@pytest.fixture(params=[False, True], ids=["sample", "sample_backward"])
+def backward(request: pytest.FixtureRequest) -> bool:
+    value: bool = request.param
+    return value
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=Path(__file__).parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def compare(
+    arch: int, x: Tensor, log_var: Tensor, key: Tensor, *, backward: bool, kernel: object
+) -> None:
+    op = _ops.sample_backward if backward else _ops.sample_from_key
+    expected = op(x, log_var, key)
+    # Triton packs a half element with what is in a register that nobody wrote.
+    for undefined in (None,) if x.dtype == torch.float32 else (0, 2**64 - 1):
+        out, plan, _ = triton_run.run(arch, x, log_var, key, backward=backward, undefined=undefined)
+        assert plan.kernel is kernel
+        assert_same_bits(out, expected)
+
+
+def test_interpreted_kernels_give_the_bits_of_the_cpu() -> None:
+    script = str(Path(__file__).with_name("triton_interpreted.py"))
+    result = run_python(script, TRITON_INTERPRET="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "compared"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiled_kernels_give_the_bits_of_the_cpu(
+    arch: int, dtype: torch.dtype, backward: bool
+) -> None:
+    """Tails of every length, offsets that carry and wrap, values that are extreme or not finite."""
+    block = PER_BLOCK[dtype]
+    whole = triton_kernels.whole_kernel
+    for n in [*range(1, 18), *range(block - 1, block + 9), 2 * block, 65539]:
+        key = key_of(0x9E3779B97F4A7C15 + n, 2**32 - 7)
+        compare(arch, *inputs(n, dtype=dtype, seed=n), key, backward=backward, kernel=whole)
+    for offset in (2**63 - 3, 2**64 - 1, 2**64 - 300):
+        for n in (33, block):
+            key = key_of(2**64 - 59, offset)
+            compare(arch, *inputs(n, dtype=dtype), key, backward=backward, kernel=whole)
+    log_var = extremes(dtype)
+    for value in (1.0, float("inf"), float("nan")):
+        x = torch.full_like(log_var, value)
+        compare(arch, x, log_var, key_of(1), backward=backward, kernel=whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_compiled_kernels_read_views_where_they_lie(dtype: torch.dtype, backward: bool) -> None:
+    x, log_var = inputs(3, 10, 7, 16, dtype=dtype)
+    wide, _ = inputs(6, 5, 4, 33, dtype=dtype, seed=5)
+    key = key_of(11, 2**32 - 3)
+    cases = [
+        (x.transpose(1, 3), log_var.transpose(1, 3), key),
+        (x.to(memory_format=torch.channels_last), log_var, key),
+        (x, log_var, reparam_fused.split(key_of(17, 2**64 - 1), 3)),
+        (x[..., :1].expand(3, 10, 7, 16), log_var, reparam_fused.split(key, 30).view(3, 10, 2)),
+        (*wide[..., :32].chunk(2, dim=-1), key),
+    ]
+    for case in cases:
+        compare(90, *case, backward=backward, kernel=triton_kernels.elements_kernel)
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_machine_code(arch: int, dtype: torch.dtype, backward: bool) -> None:
+    """No spills, 16 bytes at a time whatever n is, and at most 60 instructions an element."""
+    code = triton_code.whole(arch, dtype, backward)
+    assert not [o for o in code.opcodes if o.startswith(("LDL", "STL", "BAR", "LDS", "STS"))]
+    hot = [i.opcode for i in code.hot_path()]
+    wide = [o for o in hot if ".128" in o]
+    assert sum(o.startswith("LDG") for o in wide) == 2 * 4
+    assert sum(o.startswith("STG") for o in wide) == 4
+    name = str(dtype).removeprefix("torch.")
+    assert code.slots_per_element(name) <= 60.0
+    if arch == 90 and not backward:
+        assert triton_code.naive(arch, dtype) > 2 * code.slots_per_element(name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_kernels_compile_for_amd(dtype: torch.dtype, backward: bool) -> None:
+    target = GPUTarget("hip", "gfx942", 64)
+    x, log_var = inputs(64, 32, dtype=dtype)
+    for a, b in ((x, log_var), (x.t(), log_var.t())):
+        plan = triton_kernels.plan(a, b, key_of(1), torch.empty_like(a), backward=backward)
+        assert triton_run.compile_plan(plan, target).asm["hsaco"]
+
+
+def test_float64_compiles_for_nvidia(arch: int, backward: bool) -> None:
+    """It calls the device's own functions, which the interpreter of PTX does not follow."""
+    x, log_var = inputs(4096, dtype=torch.float64)
+    plan = triton_kernels.plan(x, log_var, key_of(1), torch.empty_like(x), backward=backward)
+    assert triton_run.compile_plan(plan, triton_run.NVIDIA[arch]).asm["cubin"]
+
+
+def test_one_switch_chooses() -> None:
+    program = """
+import torch, reparam_fused, sys
+assert "reparam_fused.triton_kernels" not in sys.modules
+print(reparam_fused.backends()["cuda"])
+print(reparam_fused.backends()["triton"])
+print(torch._C._dispatch_has_kernel_for_dispatch_key("reparam_fused::sample_from_key", "CUDA"))
+"""
+    cuda, triton, kernel = run_python("-c", program, REPARAM_FUSED_GPU="triton").stdout.splitlines()
+    assert cuda.startswith("missing (REPARAM_FUSED_GPU=triton)")
+    assert triton == "kernels for NVIDIA, AMD and Intel GPUs"
+    assert kernel == "True"
+    _, triton, kernel = run_python("-c", program, REPARAM_FUSED_GPU="cuda").stdout.splitlines()
+    assert triton.startswith("missing (REPARAM_FUSED_GPU=cuda)")
+    assert kernel == str(_ops.cuda_extension is not None)
+    wrong = run_python("-c", program, REPARAM_FUSED_GPU="metal")
+    assert "REPARAM_FUSED_GPU must be cuda or triton, got 'metal'" in wrong.stderr
+
+
+class CudaGenerator:
+    """What draw_key asks of torch.Generator on CUDA; philox_state came with torch 2.14."""
+
+    def __init__(self, seed: int, offset: int, within: int = 0) -> None:
+        self.seed, self.offset, self.within = seed, offset, within
+
+    def philox_state(self, increment: int) -> tuple[Tensor, Tensor, Tensor]:
+        def signed(value: int) -> Tensor:
+            return torch.tensor([(value + 2**63) % 2**64 - 2**63])
+
+        state = signed(self.seed), signed(self.offset), signed(self.within)
+        self.offset += increment
+        return state
+
+
+class OlderCudaGenerator:
+    def __init__(self, seed: int, offset: int) -> None:
+        self.seed, self.offset = seed, offset
+
+    def initial_seed(self) -> int:
+        return self.seed
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        self.offset = offset
+
+
+@pytest.mark.parametrize("seed", [3, 2**63 + 5])
+def test_the_key_is_the_position_of_the_generator(seed: int) -> None:
+    """In Philox blocks, of which it moves on by those that are used."""
+    offset = 2**63 + 2**34 - 8
+    generators = [CudaGenerator(seed, offset), OlderCudaGenerator(seed, offset)]
+    for generator in generators:
+        # an index, so that the state is not on "this device": not captured
+        key = reference._philox_key(torch.device("cpu", 0), generator, 100)  # type: ignore[arg-type]
+        assert key.tolist() == [seed, offset // 4]
+        assert generator.offset == offset + 400
+    captured = CudaGenerator(seed, offset, within=40)
+    key = reference._philox_key(torch.device("cpu"), captured, 100)  # type: ignore[arg-type]
+    assert key.tolist() == [seed, offset // 4 + 10]
+
+
+def test_blocks() -> None:
+    counts = [reference.blocks(n, torch.bfloat16) for n in (0, 1, 4, 5)]
+    assert counts == [0, 1, 1, 2]
+    assert reference.blocks(5, torch.float64) == 3

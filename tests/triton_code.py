@@ -1,0 +1,82 @@
+"""What ptxas makes of the Triton kernels, beside csrc/cuda and beside tl.randn used naively.
+
+python tests/triton_code.py        for sm_90
+python tests/triton_code.py 100    for another
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import machine_code
+import torch
+import triton
+import triton.language as tl
+from machine_code import Code
+from triton.compiler import ASTSource, CompiledKernel
+from triton_run import NVIDIA, POINTERS, compile_plan
+
+from reparam_fused import triton_kernels
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@triton.jit
+def naive_kernel(mu_ptr, log_var_ptr, z_ptr, seed, n, BLOCK: tl.constexpr):
+    """The line as one would write it in Triton."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < n
+    mu = tl.load(mu_ptr + i, mask=mask).to(tl.float32)
+    log_var = tl.load(log_var_ptr + i, mask=mask).to(tl.float32)
+    z = mu + tl.exp(0.5 * log_var) * tl.randn(seed, i)
+    tl.store(z_ptr + i, z.to(z_ptr.dtype.element_ty), mask=mask)
+
+
+def code_of(kernel: CompiledKernel) -> Code:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        ((_, text),) = machine_code.functions(machine_code.disassemble(Path(file.name)))
+    return machine_code.parse_code(text)
+
+
+def whole(arch: int, dtype: torch.dtype, backward: bool) -> Code:
+    x = torch.empty(1 << 16, dtype=dtype)
+    key = torch.zeros(2, dtype=torch.uint64)
+    plan = triton_kernels.plan(x, x.clone(), key, x.clone(), backward=backward)
+    return code_of(compile_plan(plan, NVIDIA[arch]))
+
+
+def naive(arch: int, dtype: torch.dtype) -> float:
+    """Instructions an element, the best case of its block size: one loop, nothing shared."""
+    block = 2048
+    pointer = POINTERS[dtype]
+    signature = dict.fromkeys(["mu_ptr", "log_var_ptr", "z_ptr"], pointer)
+    signature |= {"seed": "i32", "n": "i32", "BLOCK": "constexpr"}
+    divisible = {(i,): [["tt.divisibility", 16]] for i in (0, 1, 2, 4)}
+    source = ASTSource(naive_kernel, signature, {"BLOCK": block}, divisible)
+    kernel = triton.compile(source, target=NVIDIA[arch], options={"num_warps": 4})
+    return len(code_of(kernel).instructions) / (block // 128)
+
+
+def main() -> None:
+    arch = int(sys.argv[1]) if len(sys.argv) > 1 else 90
+    built = {
+        (k.name.op, k.name.dtype): k.code.slots_per_element(k.name.dtype)
+        for k in machine_code.all_kernels((arch,))[arch]
+        if k.name.form == "whole" and k.name.source == "KeyTensor"
+    }
+    print(f"instructions an element on sm_{arch}")
+    print(f"{'op':17}{'dtype':10}{'csrc/cuda':>10}{'triton':>10}{'tl.randn':>10}")
+    for dtype in DTYPES:
+        name = str(dtype).removeprefix("torch.")
+        for op in machine_code.OPS:
+            ours = whole(arch, dtype, op == "sample_backward").slots_per_element(name)
+            rival = f"{naive(arch, dtype):.1f}" if op == "sample" else ""
+            print(f"{op:17}{name:10}{built[op, name]:10.1f}{ours:10.1f}{rival:>10}")
+
+
+if __name__ == "__main__":
+    main()

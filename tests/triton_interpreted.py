@@ -1,0 +1,58 @@
+"""Compare the Triton kernels under TRITON_INTERPRET=1 with the CPU kernels, for test_triton.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from helpers import assert_same_bits, inputs, key_of
+from ptx.arithmetic import fma32
+from torch import Tensor
+from triton.runtime import interpreter
+
+import reparam_fused
+from reparam_fused import _ops, triton_kernels
+
+OPS = [
+    (triton_kernels.sample_from_key, _ops.sample_from_key),
+    (triton_kernels.sample_backward, _ops.sample_backward),
+]
+
+
+def create_fma(
+    _: object,
+    x: interpreter.TensorHandle,
+    y: interpreter.TensorHandle,
+    z: interpreter.TensorHandle,
+) -> interpreter.TensorHandle:
+    """An fma that rounds once, which the interpreter has from Triton 3.9 on."""
+    a, b, c = np.broadcast_arrays(x.data, y.data, z.data)
+    result = fma32(a, b, c) if c.dtype == np.float32 else a * b + c
+    return interpreter.TensorHandle(result, z.dtype.scalar)
+
+
+def compare(x: Tensor, log_var: Tensor, key: Tensor) -> None:
+    for op, expected_op in OPS:
+        result, expected = op(x, log_var, key), expected_op(x, log_var, key)
+        assert result.stride() == expected.stride()
+        if x.dtype == torch.float64:
+            torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-14)
+        else:
+            assert_same_bits(result, expected)
+
+
+def main() -> None:
+    interpreter.InterpreterBuilder.create_fma = create_fma
+    key = key_of(2**64 - 59, 2**32 - 7)
+    for dtype in (torch.float32, torch.float64):
+        for n in (0, 1, 6, 17, 2047, 2048, 5003):
+            compare(*inputs(n, dtype=dtype, seed=n), key)
+        x, log_var = inputs(4, 6, 10, dtype=dtype)
+        compare(x.transpose(0, 2), log_var.transpose(0, 2), key)
+        compare(x[..., ::3], log_var[:, :1, ::3], key)
+        compare(x.flatten()[1:], log_var.flatten()[1:], key)
+        compare(x, log_var, reparam_fused.split(key, 4))
+    print("compared")
+
+
+if __name__ == "__main__":
+    main()

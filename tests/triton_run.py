@@ -1,0 +1,105 @@
+"""The Triton kernels without a GPU: compiled offline from the plan of a launch, run by ptx/."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+from gpu_run import storage
+from ptx import Kernel, Machine, Memory, Module, Stats
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+from reparam_fused import triton_kernels
+from reparam_fused.triton_kernels import Plan
+
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.uint64: "*u64",
+}
+NVIDIA = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)}
+
+
+def _type(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return POINTERS[value.dtype]
+    if isinstance(value, tuple):
+        return tuple(_type(v) for v in value)
+    return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+
+@functools.cache
+def _compile(
+    kernel: Any, types: tuple[Any, ...], aligned: tuple[int, ...], constants: Any, target: GPUTarget
+) -> CompiledKernel:
+    names = kernel.arg_names
+    constants = dict(constants)
+    signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": triton_kernels.WARPS, "enable_fp_fusion": False}
+    return triton.compile(source, target=target, options=options)
+
+
+def compile_plan(plan: Plan, target: GPUTarget) -> CompiledKernel:
+    """As the launch of this plan would compile it on such a GPU."""
+    types = tuple(_type(a) for a in plan.arguments)
+    aligned = tuple(
+        i for i, a in enumerate(plan.arguments) if isinstance(a, Tensor) and a.data_ptr() % 16 == 0
+    )
+    constants = {**plan.constants, "NEWTON": target.backend == "cuda"}
+    return _compile(plan.kernel, types, aligned, tuple(constants.items()), target)
+
+
+@functools.cache
+def _parse(ptx: str) -> Kernel:
+    (kernel,) = Module.parse(ptx).kernels.values()
+    return kernel
+
+
+def run(
+    arch: int,
+    x: Tensor,
+    log_var: Tensor,
+    key: Tensor,
+    *,
+    backward: bool,
+    undefined: int | None = None,
+) -> tuple[Tensor, Plan, Stats]:
+    """An op of tensors of one dtype, as a GPU would compute it: every byte written once."""
+    out = torch.empty_like(torch.add(x, log_var))
+    x, log_var = x.expand(out.shape), log_var.expand(out.shape)
+    plan = triton_kernels.plan(x, log_var, key, out, backward=backward)
+    kernel = _parse(compile_plan(plan, NVIDIA[arch]).asm["ptx"])
+    memory = Memory()
+    buffers: dict[int, int] = {}
+    values: list[int] = []
+    for name, argument in zip(plan.kernel.arg_names, plan.arguments, strict=False):
+        if isinstance(argument, Tensor):
+            base = argument.untyped_storage().data_ptr()
+            if base not in buffers:
+                # aligned as the storage is, which the plan has looked at
+                buffers[base] = memory.allocate(
+                    name, storage(argument), writable=name == "out_ptr", misalign=base % 16
+                )
+            values.append(buffers[base] + argument.storage_offset() * argument.element_size())
+        else:
+            values += argument if isinstance(argument, tuple) else [argument]
+    # Triton adds two pointers to scratch memory, which these kernels do not use.
+    values += [0] * (len(kernel.parameters) - len(values))
+    params = [
+        int(v).to_bytes(p.size, "little", signed=v < 0)
+        for v, p in zip(values, kernel.parameters, strict=True)
+    ]
+    block = (32 * triton_kernels.WARPS, 1, 1)
+    stats = Machine(kernel, memory, undefined=undefined).launch(
+        (plan.programs, 1, 1), block, params
+    )
+    memory.check_written_once("out_ptr")
+    return out, plan, stats
