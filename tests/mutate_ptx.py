@@ -38,12 +38,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import gpu_run
@@ -68,7 +68,7 @@ FLOOR = 0.9
 # A loop that a mutant makes a few times longer has changed some bits by then.
 STEP_FACTOR = 4
 
-Array = np.ndarray
+Array = np.ndarray[Any, np.dtype[Any]]
 Dims = list[tuple[int, list[int]]]
 
 
@@ -274,7 +274,7 @@ class Cases:
 
     def _places(self, dims: Dims, elements: range, shift: tuple[int, int, int]) -> Array:
         rest = np.arange(elements.start, elements.stop)
-        places = np.zeros((3, rest.size), np.int64) + np.array(shift)[:, None]
+        places: Array = np.zeros((3, rest.size), np.int64) + np.array(shift)[:, None]
         for size, strides in reversed(dims):
             rest, along = rest // size, rest % size
             places += along * np.array(strides)[:, None]
@@ -295,8 +295,8 @@ class Cases:
             high = min(elements.stop, (s + 1) * slice_numel)
             counter, skipped = divmod(low - s * slice_numel, 4)
             part = [t[low - elements.start : high - elements.start] for t in tensors]
-            padded = [torch.cat([torch.zeros(skipped, dtype=self.dtype), t]) for t in part]
-            out = CPU_OPS[self.kernel_name.op](*padded, key_of(seed, offset + counter))
+            x, log_var = (torch.cat([torch.zeros(skipped, dtype=self.dtype), t]) for t in part)
+            out = CPU_OPS[self.kernel_name.op](x, log_var, key_of(seed, offset + counter))
             parts.append(out[skipped:])
         return torch.cat(parts)
 
@@ -392,10 +392,10 @@ def _views(made: Cases, largest: int) -> Dims:
             )
         made.add("extremes", [(150, [pad, c, c]), (c, [1, 1, 1])], values=odd)
         made.add("beyond 2^63", [(40, [pad, c, c]), (c, [1, 1, 1])], offset=2**63 - 3)
-        numels = (2**30, 2**31 - 2**20)
+        numels = [2**30, 2**31 - 2**20]
     else:
         # the last has more vectors, and more counters, than 32 bits count
-        numels = (2**31 + 2**20, 2**33 + 3 * 2**20, made.per_vector * 2**32 + 2**20)
+        numels = [2**31 + 2**20, 2**33 + 3 * 2**20, made.per_vector * 2**32 + 2**20]
     columns = 150_000 * made.per_vector if rows else 600_011
     for numel in numels:
         numel = numel // columns * columns
@@ -749,9 +749,9 @@ class Mutator:
     ) -> Iterator[tuple[str, str, list[str]]]:
         """The destination gets a source that fits it, or 0."""
         register = destination.rstrip("0123456789")
-        if register == "%p":
-            return  # the branch on it is changed where it is
-        type_name = {"%f": "f32", "%r": "b32", "%rd": "b64", "%rs": "b16"}[register]
+        type_name = {"%f": "f32", "%r": "b32", "%rd": "b64", "%rs": "b16"}.get(register)
+        if type_name is None:
+            return  # a predicate, whose branch is changed; or the halves of a word
         fitting = [s for s in sources if s.rstrip("0123456789") == register]
         if base == "mov":
             fitting = []
@@ -832,7 +832,9 @@ class Verdict:
 
 def judge(mutants: list[Mutant], bench: Workbench, cases: list[Case]) -> list[Verdict]:
     """Verdicts on mutants of one kernel."""
-    verdicts, alive, masked = [], {}, Counter()
+    verdicts: list[Verdict] = []
+    alive: dict[Mutant, Kernel] = {}
+    masked: Counter[Mutant] = Counter()
     for mutant in mutants:
         try:
             alive[mutant] = bench.mutated(mutant)
@@ -885,9 +887,13 @@ def _beside(
     """The instruction, noting in `infected` which of the others give another result."""
     own, count = instruction.operation.function, len(instruction.sources)
     (destination,) = instruction.destinations
+    assert own is not None
+    assert destination is not None
+    dtype = destination.dtype
     sources = list(instruction.sources)
     parts: dict[Mutant, tuple[Callable[..., Array], slice]] = {}
     for mutant, other in others.items():
+        assert other.operation.function is not None
         parts[mutant] = (
             other.operation.function,
             slice(len(sources), len(sources) + len(other.sources)),
@@ -896,7 +902,6 @@ def _beside(
 
     def bits(value: Array) -> Array:
         """What Threads.write puts into the register."""
-        dtype = destination.dtype
         if value.dtype.itemsize == dtype.itemsize:
             return value.view(dtype)
         signed = value.dtype.kind == "i"
@@ -904,7 +909,7 @@ def _beside(
         return wide.view(dtype) if signed else wide.astype(dtype)
 
     def compute(*values: Array) -> Array:
-        result = own(*values[:count])
+        result: Array = own(*values[:count])
         for mutant, (function, part) in parts.items():
             if mutant not in infected and (bits(function(*values[part])) != bits(result)).any():
                 infected.add(mutant)
@@ -976,8 +981,9 @@ def judge_all(
     if processes == 1:
         _start(subjects)
         return [verdict for chunk in chunks for verdict in _judge_some(chunk)]
-    verdicts = []
-    with ProcessPoolExecutor(processes, get_context("spawn"), _start, (subjects,)) as pool:
+    verdicts: list[Verdict] = []
+    # A fork shares the memory of the cases; the processes do without torch.
+    with ProcessPoolExecutor(processes, get_context("fork"), _start, (subjects,)) as pool:
         for done in pool.map(_judge_some, chunks):
             before = len(verdicts) // 5000
             verdicts += done
@@ -1091,7 +1097,7 @@ def reason_for(verdict: Verdict) -> str:
     return ""
 
 
-def report(verdicts: list[Verdict], unreached: Counter[str]) -> str:
+def report(verdicts: list[Verdict], unreached: Mapping[str, int]) -> str:
     def table(title: str, label: Callable[[Verdict], str]) -> list[str]:
         total = Counter(label(v) for v in verdicts)
         killed = Counter(label(v) for v in verdicts if v.killer)

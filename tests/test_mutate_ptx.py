@@ -13,7 +13,8 @@ from gpu_run import Gpu
 from helpers import needs_kernels
 from machine_code import Name
 from mutate_ptx import Mutator, Workbench
-from ptx import Module
+from ptx import Kernel, Module
+from ptx.model import Instruction
 
 pytestmark = [
     needs_kernels,
@@ -51,6 +52,16 @@ def test_mutants_die(gpu: Gpu) -> None:
     assert mutate_ptx.passes(verdicts), mutate_ptx.report(verdicts, {})
 
 
+def _operands(kernel: Kernel, instruction: Instruction) -> list[str | list[int] | None]:
+    """Registers by name, constants by value, in the order of reading and writing."""
+    base = [instruction.base] if instruction.base else []
+    sources = [
+        s.constant.tolist() if s.constant is not None else kernel.register_names[s.slot]
+        for s in (*base, *instruction.sources)
+    ]
+    return [*sources, *(d and kernel.register_names[d.slot] for d in instruction.destinations)]
+
+
 def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
     """Only the changed instruction is read: the kernel is that of the whole text, changed."""
     names = mutate_ptx.kernel_names(gpu, ARCH, ["float16"])
@@ -70,11 +81,7 @@ def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
                 other.operation,
                 other.offset,
             )
-            names_of = [
-                [k.register_names[s.slot] if s.slot >= 0 else bytes(s.constant) for s in i.sources]
-                for k, i in ((kernel, one), (whole, other))
-            ]
-            assert names_of[0] == names_of[1]
+            assert _operands(kernel, one) == _operands(whole, other)
             assert one.target == other.target
 
 

@@ -51,6 +51,7 @@ CHECKS: dict[str, Check] = {
     "saved tensors": state.saved_tensors,
 }
 GPU_CHECKS: dict[str, Check] = {
+    "triton": gpu.triton_agrees,
     "generator offset": gpu.generator_offset,
     "peak memory": gpu.peak_memory,
     "graph replay": gpu.graph_replay,

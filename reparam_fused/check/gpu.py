@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reparam_fused import _ops, fused_reparameterize, reference
+from reparam_fused import _ops, backends, fused_reparameterize, reference
 
 from .result import (
     Result,
@@ -28,8 +28,6 @@ Step = Callable[[], tuple[Tensor, Tensor]]
 
 def generator_offset(device: torch.device) -> Result:
     """A call takes (seed, offset / 4) for its key, and moves on by 4 for each Philox block."""
-    if missing := gpu_kernels_missing():
-        return skipped(missing)
     own = torch.Generator(device).manual_seed(2**64 - 59)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for n in (1, 2, 4, 5, 1021, 2**20 + 3):
@@ -49,6 +47,39 @@ def generator_offset(device: torch.device) -> Result:
             again = fused_reparameterize(mu, log_var, generator=other)
             require_same_bits(f"{n} of {dtype}, after set_offset", again, expected)
     return passed("4 for each Philox block; the key is (seed, offset / 4)")
+
+
+def triton_agrees(device: torch.device) -> Result:
+    """The Triton kernels give the bits of the CUDA extension, where both are there."""
+    if not _ops.has_triton:
+        return skipped(f"triton: {backends()['triton']}")
+    if _ops.cuda_extension is None:
+        return skipped("the Triton kernels are what the other rows have checked")
+    from reparam_fused import triton_kernels
+
+    pairs = (
+        (triton_kernels.sample_from_key, _ops.sample_from_key),
+        (triton_kernels.sample_backward, _ops.sample_backward),
+    )
+    count = 0
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        for n in (1, 6, 17, 4096, 65539, 2**20 + 3):
+            x, log_var = (t.to(device) for t in inputs(n, dtype))
+            wide = x[: n // 12 * 12].view(-1, 3, 4)
+            for a, b in (
+                (x, log_var),
+                (x[1:], log_var[1:]),
+                (wide.mT, wide.flip(0).mT),
+            ):
+                key = key_of(7, 2**32 - 9, device)
+                for ours, expected in pairs:
+                    got, want = ours(a, b, key), expected(a, b, key)
+                    if dtype == torch.float64:
+                        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+                    else:
+                        require_same_bits(f"{tuple(a.shape)} of {dtype}", got, want)
+                    count += got.numel()
+    return passed(f"{count} elements equal", elements=count)
 
 
 def _peak_bytes(call: Callable[[], object], device: torch.device) -> int:

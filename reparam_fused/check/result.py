@@ -59,8 +59,9 @@ def require(condition: bool, message: str) -> None:
 
 def gpu_kernels_missing() -> str | None:
     """Why what only the compiled GPU kernels promise cannot be checked."""
-    text = backends().get("cuda", "missing")
-    return None if text.startswith("C++ kernels") else f"no GPU kernels, cuda: {text}"
+    cuda, triton = backends()["cuda"], backends()["triton"]
+    compiled = cuda.startswith("C++ kernels") or triton.startswith("kernels for NVIDIA")
+    return None if compiled else f"no GPU kernels, cuda: {cuda}; triton: {triton}"
 
 
 def key_of(seed: int, offset: int = 0, device: torch.device | str = "cpu") -> Tensor:
