@@ -6,13 +6,20 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _ops, _validate, reference
-from .autograd import FusedDraw, FusedSample
+from .autograd import FusedDraw, FusedSample, TracedSample
 
 # Takes plain eager calls of tensors that have a compiled kernel, and gives None for any other.
 _plain_call: Callable[..., Tensor | None] | None = getattr(_ops.extension, "reparameterize", None)
+
+
+def _levels(transform: TransformType) -> int:
+    """How many levels of a torch.func transform this call is under."""
+    return sum(level.key() == transform for level in get_interpreter_stack() or ())
 
 
 def fused_reparameterize(
@@ -71,8 +78,21 @@ def fused_reparameterize(
             fused_reparameterize, (mu, log_var), mu, log_var, key=key, generator=generator
         )
     _validate.check_reparameterize(mu, log_var, key, generator)
-    if key is None and not torch.compiler.is_compiling():
-        return FusedDraw.apply(mu, log_var, generator)[0]  # type: ignore[no-any-return]
+    compiling = torch.compiler.is_compiling()
+    # In both cases torch would give a tangent of zero, and not say so.
+    if compiling and forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            "fused_reparameterize(): forward-mode differentiation within torch.compile is not "
+            "supported; it works outside of it"
+        )
+    if not compiling and _levels(TransformType.Jvp) > 1:
+        raise NotImplementedError(
+            "fused_reparameterize(): forward-mode differentiation of a forward-mode derivative is "
+            "not supported; make one of the two reverse-mode, as torch.func.hessian does"
+        )
+    if key is None and (compiling or _levels(TransformType.Vmap) > 0):
+        key = reference.traced_key(mu.device, generator)
     if key is None:
-        key = reference.draw_key(mu.device, generator, 0)
-    return FusedSample.apply(mu, log_var, key)  # type: ignore[no-any-return]
+        return FusedDraw.apply(mu, log_var, generator)[0]  # type: ignore[no-any-return]
+    function = TracedSample if compiling else FusedSample
+    return function.apply(mu, log_var, key)  # type: ignore[no-any-return]

@@ -204,17 +204,22 @@ def draw_key(device: torch.device, generator: torch.Generator | None, blocks: in
     On CUDA the position of the generator, which moves on by 4 for each counter; elsewhere
     64 random bits, with offset 0.
     """
-    if torch.compiler.is_compiling():
-        # The one draw that a compiler knows to be random, and does not merge with
-        # another of the same arguments.
-        high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
-        seed = high << 32 | low
-    elif device.type == "cuda":
+    if device.type == "cuda":
         generator = generator or torch.cuda.default_generators[device.index]
         return _philox_key(device, generator, blocks)
-    else:
-        seed = torch.empty((), dtype=torch.int64, device=device)
-        seed.random_(-(2**63), None, generator=generator)
+    seed = torch.empty((), dtype=torch.int64, device=device)
+    seed.random_(-(2**63), None, generator=generator)
+    return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
+
+
+def traced_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """64 random bits, by an op that compilers and vmap know to be random.
+
+    The ones do not merge two draws into one; the other gives each example a key of its own,
+    or one to all, as its randomness mode says.
+    """
+    high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
+    seed = high << 32 | low
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
 
 

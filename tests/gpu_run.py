@@ -95,9 +95,10 @@ def has_nvcc() -> bool:
 
 
 class Gpu:
-    """The launchers, and PTX for every architecture."""
+    """The launchers, and PTX for some architectures."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, archs: tuple[int, ...] = ARCHS) -> None:
+        self._archs = archs
         self._library_path = folder / "launchers.so"
         self._folder = folder
         sources = [ROOT / "csrc" / "cuda" / f"{op}.cu" for op in OPS]
@@ -109,7 +110,7 @@ class Gpu:
                 "-o", self._library_path, ROOT / "tests" / "cpp" / "launch_recorder.cpp", *sources,
             )
         ]  # fmt: skip
-        for arch in ARCHS:
+        for arch in archs:
             for op, source in zip(OPS, sources, strict=True):
                 jobs.append(
                     lambda arch=arch, op=op, source=source: nvcc(  # type: ignore[misc]
@@ -121,7 +122,7 @@ class Gpu:
         self._library = ctypes.CDLL(str(self._library_path))
         self._library.missing_cuda_binary.restype = ctypes.c_char_p
         self._texts = {
-            (op, arch): (folder / f"{op}.{arch}.ptx").read_text() for op in OPS for arch in ARCHS
+            (op, arch): (folder / f"{op}.{arch}.ptx").read_text() for op in OPS for arch in archs
         }
         self._kernels: dict[tuple[int, str], Kernel] = {}
         self._launches: list[Launch] = []
@@ -152,7 +153,7 @@ class Gpu:
     def _record(  # called from C++
         self, name: bytes, grid: int, block: int, shared: int, stream: int | None, args: object
     ) -> None:
-        kernel = self.kernel(ARCHS[0], name.decode())
+        kernel = self.kernel(self._archs[0], name.decode())
         params = [
             ctypes.string_at(args[i], parameter.size)  # type: ignore[index]
             for i, parameter in enumerate(kernel.parameters)

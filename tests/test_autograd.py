@@ -213,19 +213,3 @@ def test_opcheck_of_the_op_that_draws() -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     for generator in (None, torch.Generator()):
         torch.library.opcheck(_ops.sample, (*leaves(4, 6), generator), test_utils=checks)
-
-
-def test_functional_transforms_differentiate_or_say_that_they_cannot() -> None:
-    """No silent zeros: what is not there raises."""
-    mu, log_var = (t.detach() for t in leaves(6))
-    gradient = torch.func.grad(lambda lv: fused_reparameterize(mu, lv, key=KEY).sum())(log_var)
-    eps = reparam_fused.noise(KEY, 6, dtype=torch.float64)
-    torch.testing.assert_close(gradient, 0.5 * torch.exp(0.5 * log_var) * eps)
-    with pytest.raises(NotImplementedError, match="jvp"):
-        torch.func.jvp(lambda m: fused_reparameterize(m, log_var, key=KEY), (mu,), (mu,))
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(mu, mu)
-        with pytest.raises(NotImplementedError, match="jvp"):
-            fused_reparameterize(dual, log_var, key=KEY)
-    with pytest.raises(RuntimeError, match="vmap"):
-        torch.vmap(lambda m: fused_reparameterize(m, m, key=KEY))(torch.randn(2, 3))
