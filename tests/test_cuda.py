@@ -226,6 +226,25 @@ def test_windows_of_large_views(
         assert_same_bits(out, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+def test_windows_of_dimensions_beyond_32_bits(
+    gpu: Gpu, arch: int, op: str, dtype: torch.dtype
+) -> None:
+    """Sizes and indices that share the upper half of 64 bits, where division has a shortcut."""
+    size = 2**35 + 128
+    for form, dims, per_thread in (
+        ("rows", [(2, [2 * size, size, size]), (size, [1, 1, 1])], 8),
+        ("elements", [(2, [size + 1, size, size]), (size, [1, 1, 1])], 4),
+    ):
+        first = 2 * size // (BLOCK * per_thread) - 1
+        elements = range(first * BLOCK * per_thread, (first + 1) * BLOCK * per_thread)
+        used, bits, out, expected = run_window(
+            gpu, arch, op, dtype, dims, range(first, first + 1), elements
+        )
+        assert (used, bits) == (form, 64)
+        assert_same_bits(out, expected)
+
+
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("form", ["whole", "rows", "elements"])
 def test_the_generator_gives_the_key(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from unittest.mock import patch
 
 import gpu_run
 import mutate_ptx
@@ -34,8 +33,7 @@ PER_KERNEL = 40
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
-    with patch.object(gpu_run, "ARCHS", (ARCH,)):
-        return Gpu(tmp_path_factory.mktemp("gpu"))
+    return Gpu(tmp_path_factory.mktemp("gpu"), (ARCH,))
 
 
 def test_mutants_die(gpu: Gpu) -> None:
