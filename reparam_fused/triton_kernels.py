@@ -151,7 +151,7 @@ def _apply(x, log_var, eps, BACKWARD: tl.constexpr):
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
         log_var = log_var.to(tl.float32)
-    if BACKWARD:
+    if BACKWARD:  # noqa: SIM108 (a compile-time choice)
         out = (x * eps) * _sigma(log_var, 0.5)
     else:
         out = tl.fma(_sigma(log_var, 1.0), eps, x)
