@@ -78,7 +78,9 @@ def test_offsets_carry_and_wrap(
 
 
 def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    log_var = extremes(dtype)
+    """In full blocks and in the tail."""
+    log_var = extremes(dtype).repeat(6)
+    assert log_var.numel() > PER_BLOCK[dtype]
     for x in (0.0, 1.0, float("inf"), float("nan")):
         x_tensor = torch.full_like(log_var, x)
         result = run(gpu, arch, op, x_tensor, log_var, key_of(1))
@@ -114,7 +116,9 @@ def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
 
 
 def test_batched_keys(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    for form, shape in [("rows", (5, 16)), ("elements", (5, 7)), ("elements", (4, 1))]:
+    """Slices of one counter and of several, in numbers that are and are not powers of two."""
+    shapes = [(5, 16), (3, 72), (5, 7), (3, 19), (4, 1)]
+    for form, shape in zip(["rows"] * 2 + ["elements"] * 3, shapes, strict=True):
         keys = reparam_fused.split(key_of(17, 2**64 - 1), shape[0])
         x, log_var = inputs(*shape, dtype=dtype)
         result = run(gpu, arch, op, x, log_var, keys)

@@ -12,7 +12,7 @@ from gpu_run import Gpu
 from helpers import needs_kernels
 from machine_code import Name
 from mutate_ptx import Mutator, Workbench
-from ptx import Kernel, Module
+from ptx import Kernel, Module, PTXError
 from ptx.model import Instruction
 
 pytestmark = [
@@ -71,7 +71,12 @@ def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
         statement = next(p for p in line.split(";") if " ".join(p.split()).endswith(mutant.old))
         lines = list(bench.lines)
         lines[mutant.line - 1] = line.replace(statement, mutant.new)
-        (whole,) = Module.parse("\n".join(lines)).kernels.values()
+        try:
+            (whole,) = Module.parse("\n".join(lines)).kernels.values()
+        except PTXError:  # a shift amount of 64 bits, say: killed in either way
+            with pytest.raises(PTXError):
+                bench.mutated(mutant)
+            continue
         kernel = bench.mutated(mutant)
         for one, other in zip(kernel.instructions, whole.instructions, strict=True):
             assert (one.line, one.operation, one.offset) == (
