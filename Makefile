@@ -3,6 +3,7 @@
 #
 #   make demo    train a VAE with the fused op      (ARGS="--epochs 20" passes options on)
 #   make test    run the tests                      (ARGS="-m slow" runs the exhaustive ones)
+#   make integrations    run the tests with Pyro, diffusers and others, which it installs
 #   make bench   compare speed with the rivals
 #   make lint    ruff, clang-format and mypy
 #
@@ -19,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test integrations bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -27,6 +28,9 @@ demo: $(VENV)/demo
 
 test: $(VENV)/test
 	$(BIN)/pytest $(ARGS)
+
+integrations: $(VENV)/integrations
+	$(BIN)/pytest tests/integrations $(ARGS)
 
 bench: $(VENV)/bench
 	$(BIN)/pytest benchmarks $(ARGS)
@@ -45,7 +49,7 @@ $(VENV)/torch:
 	@touch $@
 
 # Building again after a change costs seconds: build/ keeps what has not changed.
-$(VENV)/demo $(VENV)/test $(VENV)/bench $(VENV)/dev: $(VENV)/torch $(SOURCES)
+$(VENV)/demo $(VENV)/test $(VENV)/integrations $(VENV)/bench $(VENV)/dev: $(VENV)/torch $(SOURCES)
 	@echo "== building reparam_fused (a minute or two, once) and installing what 'make $(@F)' needs"
 	$(BIN)/python -m pip install --no-build-isolation ".[$(@F)]"
 	@cd $(VENV) && bin/python -c "import reparam_fused; print(*(f'== {k}: {v}' for k, v in reparam_fused.backends().items()), sep='\n')"

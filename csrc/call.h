@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/result_type.h>
 
+#include <array>
+
 #include "common/problem.h"
 
 // From the arguments of an op to a Problem, for the kernels of any device.
@@ -40,69 +42,73 @@ inline bool in_row_major_order(const at::Tensor& t) {
   return true;
 }
 
-// The output that torch.add(x, log_var) would have: its shape and its strides.
-inline at::Tensor empty_output(const at::Tensor& x, const at::Tensor& log_var,
-                               at::ScalarType dtype) {
-  if (x.sizes() == log_var.sizes() && in_row_major_order(x) && in_row_major_order(log_var)) {
+// The output that torch.add(x, scale) would have: its shape and its strides.
+inline at::Tensor empty_output(const at::Tensor& x, const at::Tensor& scale, at::ScalarType dtype) {
+  if (x.sizes() == scale.sizes() && in_row_major_order(x) && in_row_major_order(scale)) {
     return at::empty(x.sizes(), x.options().dtype(dtype));
   }
   const at::Tensor undefined;
   auto iter = at::TensorIteratorConfig()
                   .add_output(undefined)
                   .add_const_input(x)
-                  .add_const_input(log_var)
+                  .add_const_input(scale)
                   .check_all_same_dtype(false)
                   .declare_static_dtype_and_device(dtype, x.device())
                   .build();
   return iter.output();
 }
 
+// Where the output lies in a larger tensor whose noise it takes its part of.
+struct Block {
+  at::OptionalIntArrayRef global_shape, global_offset;
+};
+
+// In each dimension of the output, how far its elements are from each other: as
+// operands, in the noise, and in the keys.
+enum { kX, kScale, kOut, kIndex, kKey, kStrides };
 struct Dimension {
   int64_t size;
-  int64_t stride[3];
+  std::array<int64_t, kStrides> stride;
 };
 using Dimensions = c10::SmallVector<Dimension, 8>;
 
-// In logical order, with neighbours merged where all three tensors step through
-// them as through one.
-inline Dimensions merged_dimensions(const at::Tensor& x, const at::Tensor& log_var,
-                                    const at::Tensor& out) {
+// In logical order, with neighbours merged where everything steps through them as
+// through one.
+inline Dimensions merged(const Dimensions& dims) {
   Dimensions merged;
-  for (int64_t d = 0; d < out.dim(); ++d) {
-    const Dimension next{out.size(d), {x.stride(d), log_var.stride(d), out.stride(d)}};
+  for (const Dimension& next : dims) {
     if (next.size == 1) continue;
-    if (!merged.empty()) {
-      Dimension& last = merged.back();
-      bool joined = true;
-      for (int k = 0; k < 3; ++k) joined &= last.stride[k] == next.stride[k] * next.size;
-      if (joined) {
-        last = {last.size * next.size, {next.stride[0], next.stride[1], next.stride[2]}};
-        continue;
-      }
+    bool joined = !merged.empty();
+    for (int k = 0; joined && k < kStrides; ++k) {
+      joined = merged.back().stride[k] == next.stride[k] * next.size;
     }
-    merged.push_back(next);
+    if (joined) {
+      merged.back() = {merged.back().size * next.size, next.stride};
+    } else {
+      merged.push_back(next);
+    }
   }
-  if (merged.empty()) merged.push_back({1, {1, 1, 1}});
+  if (merged.empty()) merged.push_back({1, {1, 1, 1, 1, 0}});
   return merged;
 }
 
-// One row of (seed, offset) for each slice of the output, and how long a slice
-// is: the trailing dimensions that a key does not tell apart.
-inline std::pair<at::Tensor, int64_t> slice_keys(const at::Tensor& key, const at::Tensor& out) {
-  TORCH_CHECK(key.scalar_type() == at::kUInt64 && key.device() == out.device() && key.dim() >= 1 &&
-                  key.size(-1) == 2 && key.dim() <= out.dim() + 1,
-              "reparam_fused: expected a uint64 key of shape (2,) or (*batch, 2) on ", out.device(),
-              ", got ", key.scalar_type(), " ", key.sizes(), " on ", key.device());
-  if (key.dim() == 1) return {key.contiguous(), out.numel()};
-  int64_t batch_dims = key.dim() - 1;
-  while (batch_dims > 0 && key.size(batch_dims - 1) == 1) --batch_dims;
-  auto shape = out.sizes().slice(0, batch_dims).vec();
-  auto keys = key;
-  while (keys.dim() - 1 > batch_dims) keys = keys.squeeze(-2);
-  shape.push_back(2);
-  int64_t slice_numel = 1;
-  for (int64_t d = batch_dims; d < out.dim(); ++d) slice_numel *= out.size(d);
-  return {keys.expand(shape).contiguous(), slice_numel};
+inline void check_key(const at::Tensor& key, const at::Tensor& out) {
+  bool fits = key.scalar_type() == at::kUInt64 && key.device() == out.device() && key.dim() >= 1 &&
+              key.size(-1) == 2 && key.dim() <= out.dim() + 1;
+  for (int64_t d = 0; fits && d + 1 < key.dim(); ++d) {
+    fits = key.size(d) == 1 || key.size(d) == out.size(d);
+  }
+  TORCH_CHECK(fits, "reparam_fused: expected a uint64 key of shape (2,) or (*batch, 2) for ",
+              out.sizes(), " on ", out.device(), ", got ", key.scalar_type(), " ", key.sizes(),
+              " on ", key.device());
+}
+
+// The leading dimensions that a key tells apart: ones at the end of its batch leave
+// their dimension within a slice.
+inline int64_t batch_dims(const at::Tensor& key) {
+  int64_t dims = key.dim() - 1;
+  while (dims > 0 && key.size(dims - 1) == 1) --dims;
+  return dims;
 }
 
 // Most calls need neither step, and small ones would feel their cost.
@@ -111,38 +117,68 @@ inline at::Tensor as_operand(const at::Tensor& t, const at::Tensor& out) {
   return t.to(out.scalar_type()).expand(out.sizes());
 }
 
+inline Form kernel_form(c10::string_view form) {
+  if (form == "log_var") return kLogVar;
+  TORCH_CHECK(form == "std", "reparam_fused: expected form to be log_var or std, got ", form);
+  return kStd;
+}
+
+// The second operand of a backward: the scale, where the form's derivative depends on it.
+inline const at::Tensor& backward_operand(const at::Tensor& grad_z,
+                                          const std::optional<at::Tensor>& scale,
+                                          c10::string_view form) {
+  TORCH_CHECK(scale.has_value() == (kernel_form(form) == kLogVar),
+              "reparam_fused: sample_backward takes a scale in the form log_var, and none in the "
+              "form std");
+  return scale.has_value() ? *scale : grad_z;
+}
+
 // Owns what the Problem points to. Without a key there is one slice, and no keys.
 class Call {
  public:
-  Call(const at::Tensor& x, const at::Tensor& log_var, const std::optional<at::Tensor>& key) {
-    TORCH_CHECK(x.device() == log_var.device(),
-                "reparam_fused: expected tensors on one device, got ", x.device(), " and ",
-                log_var.device());
-    const auto dtype = at::result_type(x, log_var);
+  Call(c10::string_view form, const at::Tensor& x, const at::Tensor& scale,
+       const std::optional<at::Tensor>& key, const Block& block = {}) {
+    problem_.form = kernel_form(form);
+    TORCH_CHECK(x.device() == scale.device(), "reparam_fused: expected tensors on one device, got ",
+                x.device(), " and ", scale.device());
+    const auto dtype = at::result_type(x, scale);
     dtype_ = kernel_dtype(dtype);
-    out_ = empty_output(x, log_var, dtype);
-    int64_t slice_numel = out_.numel();
-    if (key.has_value()) std::tie(keys_, slice_numel) = slice_keys(*key, out_);
+    out_ = empty_output(x, scale, dtype);
+    if (key.has_value()) {
+      check_key(*key, out_);
+      keys_ = key->stride(-1) == 1 ? *key : key->contiguous();
+    }
+    x_ = as_operand(x, out_);
+    scale_ = as_operand(scale, out_);
+    Dimensions dims = operand_dimensions();
+    const int64_t first_index = number(dims, block);
     if (out_.numel() == 0) return;
 
-    x_ = as_operand(x, out_);
-    log_var_ = as_operand(log_var, out_);
-    const Dimensions dims = merged_dimensions(x_, log_var_, out_);
+    dims = merged(dims);
+    const auto ndim = dims.size();
     for (const auto& d : dims) table_.push_back(d.size);
-    for (int k = 0; k < 3; ++k) {
+    for (int k = 0; k < kStrides; ++k) {
       for (const auto& d : dims) table_.push_back(d.stride[k]);
     }
-    const auto ndim = dims.size();
-    problem_ = {x_.const_data_ptr(),
-                log_var_.const_data_ptr(),
+    int64_t segment_numel = 1;
+    for (auto d = dims.rbegin(); d != dims.rend() && d->stride[kIndex] == segment_numel; ++d) {
+      segment_numel *= d->size;
+    }
+    const auto strides = [&](int k) { return table_.data() + (k + 1) * ndim; };
+    problem_ = {problem_.form,
+                x_.const_data_ptr(),
+                scale_.const_data_ptr(),
                 out_.mutable_data_ptr(),
+                key.has_value() ? keys_.const_data_ptr<uint64_t>() : nullptr,
+                first_index,
                 static_cast<int>(ndim),
                 table_.data(),
-                table_.data() + ndim,
-                table_.data() + 2 * ndim,
-                table_.data() + 3 * ndim,
-                key.has_value() ? keys_.const_data_ptr<uint64_t>() : nullptr,
-                slice_numel};
+                strides(kX),
+                strides(kScale),
+                strides(kOut),
+                strides(kIndex),
+                strides(kKey),
+                segment_numel};
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
@@ -150,14 +186,53 @@ class Call {
   const at::Tensor& out() const { return out_; }
   // The operands as the kernels read them: of the output's dtype and shape.
   const at::Tensor& x() const { return x_; }
-  const at::Tensor& log_var() const { return log_var_; }
+  const at::Tensor& scale() const { return scale_; }
   DType dtype() const { return dtype_; }
   bool empty() const { return out_.numel() == 0; }
   // Where the output is not empty.
   const Problem& problem() const { return problem_; }
 
  private:
-  at::Tensor x_, log_var_, keys_, out_;
+  Dimensions operand_dimensions() const {
+    Dimensions dims;
+    for (int64_t d = 0; d < out_.dim(); ++d) {
+      dims.push_back({out_.size(d), {x_.stride(d), scale_.stride(d), out_.stride(d), 0, 0}});
+    }
+    return dims;
+  }
+
+  // Gives the dimensions their strides in the keys and in the noise, which is numbered
+  // in row-major order of the whole, from 0 in each slice that a key tells apart.
+  // Returns the index of the first element.
+  int64_t number(Dimensions& dims, const Block& block) const {
+    const int64_t batch = keys_.defined() ? batch_dims(keys_) : 0;
+    for (int64_t d = 0; d < batch; ++d) {
+      if (keys_.size(d) != 1) dims[d].stride[kKey] = keys_.stride(d);
+    }
+    const bool whole = !block.global_shape.has_value();
+    TORCH_CHECK(whole == !block.global_offset.has_value(),
+                "reparam_fused: expected global_shape and global_offset, or neither");
+    const auto shape = whole ? out_.sizes() : *block.global_shape;
+    const auto ndim = dims.size();
+    TORCH_CHECK(shape.size() == ndim && (whole || block.global_offset->size() == ndim),
+                "reparam_fused: expected global_shape and global_offset to have the ", ndim,
+                " dimensions of the output");
+    int64_t stride = 1, first = 0;
+    for (int64_t d = static_cast<int64_t>(ndim) - 1; d >= 0; --d) {
+      const int64_t offset = whole ? 0 : (*block.global_offset)[d];
+      TORCH_CHECK(offset >= 0 && offset <= shape[d] - dims[d].size, "reparam_fused: dimension ", d,
+                  " of the output, ", dims[d].size, " from ", offset, ", is not within ", shape[d]);
+      if (d < batch) continue;
+      dims[d].stride[kIndex] = stride;
+      first += offset * stride;
+      TORCH_CHECK(!__builtin_mul_overflow(stride, shape[d], &stride),
+                  "reparam_fused: expected global_shape to have less than 2^63 elements, got ",
+                  shape);
+    }
+    return first;
+  }
+
+  at::Tensor x_, scale_, keys_, out_;
   DType dtype_;
   c10::SmallVector<int64_t, 32> table_;
   Problem problem_{};

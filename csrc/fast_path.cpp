@@ -1,5 +1,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/TensorSubclassLikeUtils.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mul.h>
@@ -9,6 +10,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include "common/problem.h"
 #include "cpu/dispatch.h"
 
 // The plain eager call, without the cost of a Python autograd.Function: at the
@@ -24,40 +26,48 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-using Op = c10::TypedOperatorHandle<Tensor(const Tensor&, const Tensor&, const Tensor&)>;
+using at::OptionalSymIntArrayRef;
 
-Op find_op(const char* name) {
-  return c10::Dispatcher::singleton()
-      .findSchemaOrThrow(name, "")
-      .typed<Tensor(const Tensor&, const Tensor&, const Tensor&)>();
+template <class Signature>
+c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
-Tensor sample_from_key(const Tensor& mu, const Tensor& log_var, const Tensor& key) {
-  static const Op op = find_op("reparam_fused::sample_from_key");
+Tensor sample_from_key(const Tensor& mu, const Tensor& scale, const Tensor& key,
+                       c10::string_view form) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&, const Tensor&, c10::string_view,
+                     OptionalSymIntArrayRef, OptionalSymIntArrayRef)>(
+          "reparam_fused::sample_from_key");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(mu, log_var, key);
+  return op.call(mu, scale, key, form, {}, {});
 }
 
 // z and the key that was drawn for it
-std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& log_var,
-                                  const std::optional<at::Generator>& generator) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("reparam_fused::sample", "")
-                             .typed<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&,
-                                                               std::optional<at::Generator>)>();
+std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& scale,
+                                  const std::optional<at::Generator>& generator,
+                                  c10::string_view form) {
+  static const auto op =
+      find_op<std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, std::optional<at::Generator>,
+                                         c10::string_view)>("reparam_fused::sample");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(mu, log_var, generator);
+  return op.call(mu, scale, generator, form);
 }
 
-Tensor sample_backward(const Tensor& grad_z, const Tensor& log_var, const Tensor& key) {
-  static const Op op = find_op("reparam_fused::sample_backward");
+// Without a scale the form is std: its derivative depends on no more than the noise.
+Tensor sample_backward(const Tensor& grad_z, const std::optional<Tensor>& log_var,
+                       const Tensor& key) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const std::optional<Tensor>&, const Tensor&, c10::string_view,
+                     OptionalSymIntArrayRef, OptionalSymIntArrayRef)>(
+          "reparam_fused::sample_backward");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(grad_z, log_var, key);
+  return op.call(grad_z, log_var, key, log_var.has_value() ? "log_var" : "std", {}, {});
 }
 
 // grad_log_var = grad_z eps sigma / 2, which depends on log_var by a factor
 // exp(log_var / 2): its own derivative is the same function, halved.
-struct FusedSampleBackward : Function<FusedSampleBackward> {
+struct LogVarBackward : Function<LogVarBackward> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_z, const Tensor& log_var,
                         const Tensor& key) {
     ctx->save_for_backward({grad_z, log_var, key});
@@ -76,30 +86,52 @@ struct FusedSampleBackward : Function<FusedSampleBackward> {
   }
 };
 
+// grad_std = grad_z eps
+struct StdBackward : Function<StdBackward> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad_z, const Tensor& key) {
+    ctx->save_for_backward({key});
+    return sample_backward(grad_z, std::nullopt, key);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const Tensor& grad = grads[0];
+    return {grad.defined() ? apply(grad, ctx->get_saved_variables()[0]) : Tensor(), Tensor()};
+  }
+};
+
 // z = mu + sigma eps: grad_mu is grad_z itself. Without a key, one is drawn.
 struct FusedSample : Function<FusedSample> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& log_var, Tensor key,
-                        const std::optional<at::Generator>& generator) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale, Tensor key,
+                        const std::optional<at::Generator>& generator, Form form) {
+    const char* name = form == kStd ? "std" : "log_var";
     Tensor z;
     if (key.defined()) {
-      z = sample_from_key(mu, log_var, key);
+      z = sample_from_key(mu, scale, key, name);
     } else {
-      std::tie(z, key) = sample(mu, log_var, generator);
+      std::tie(z, key) = sample(mu, scale, generator, name);
     }
-    if (log_var.requires_grad()) ctx->save_for_backward({log_var, key});
+    if (scale.requires_grad()) {
+      ctx->save_for_backward(form == kStd ? variable_list{key} : variable_list{key, scale});
+    }
     return z;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const Tensor& grad_z = grads[0];
-    Tensor grad_log_var;
+    Tensor grad_scale;
     if (grad_z.defined() && ctx->needs_input_grad(1)) {
       const auto saved = ctx->get_saved_variables();
-      grad_log_var = at::GradMode::is_enabled()
-                         ? FusedSampleBackward::apply(grad_z, saved[0], saved[1])
-                         : sample_backward(grad_z, saved[0], saved[1]);
+      const Tensor& key = saved[0];
+      const bool is_std = saved.size() == 1;
+      if (!at::GradMode::is_enabled()) {
+        grad_scale = sample_backward(grad_z, is_std ? std::nullopt : std::optional(saved[1]), key);
+      } else if (is_std) {
+        grad_scale = StdBackward::apply(grad_z, key);
+      } else {
+        grad_scale = LogVarBackward::apply(grad_z, saved[1], key);
+      }
     }
-    return {grad_z, grad_log_var, Tensor(), Tensor()};
+    return {grad_z, grad_scale, Tensor(), Tensor(), Tensor()};
   }
 };
 
@@ -127,12 +159,17 @@ bool plain_tensor(py::handle object) {
          !at::isTensorSubclassLike(t) && !t.is_neg() && !t._fw_grad(/*level=*/0).defined();
 }
 
-bool plain_inputs(const Tensor& mu, const Tensor& log_var) {
+// Where autocast computes exp in float32, which functional.py sees to.
+bool autocasts(const Tensor& mu, Form form) {
+  return form == kLogVar && !mu.is_cpu() && at::autocast::is_autocast_enabled(mu.device().type());
+}
+
+bool plain_inputs(const Tensor& mu, const Tensor& scale) {
   const auto dtype = mu.scalar_type();
   return (dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf ||
           dtype == at::kDouble) &&
-         log_var.scalar_type() == dtype && mu.sizes() == log_var.sizes() &&
-         log_var.device() == mu.device();
+         scale.scalar_type() == dtype && mu.sizes() == scale.sizes() &&
+         scale.device() == mu.device();
 }
 
 // The key that reference.draw_key would draw: 64 bits of the CPU generator.
@@ -146,14 +183,17 @@ Tensor draw_key(at::CPUGeneratorImpl* generator) {
 }
 
 // z, or None where the call is not a plain one.
-py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::handle key_object,
-                          py::handle generator_object) {
-  if (!plain_thread() || !plain_tensor(mu_object) || !plain_tensor(log_var_object)) {
+py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::handle std_object,
+                          py::handle key_object, py::handle generator_object) {
+  const Form form = log_var_object.is_none() ? kStd : kLogVar;
+  const py::handle scale_object = form == kStd ? std_object : log_var_object;
+  if (form == kLogVar && !std_object.is_none()) return py::none();
+  if (!plain_thread() || !plain_tensor(mu_object) || !plain_tensor(scale_object)) {
     return py::none();
   }
   const Tensor& mu = THPVariable_Unpack(mu_object.ptr());
-  const Tensor& log_var = THPVariable_Unpack(log_var_object.ptr());
-  if (!plain_inputs(mu, log_var)) return py::none();
+  const Tensor& scale = THPVariable_Unpack(scale_object.ptr());
+  if (!plain_inputs(mu, scale) || autocasts(mu, form)) return py::none();
 
   Tensor key;
   if (!key_object.is_none()) {
@@ -179,11 +219,12 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
       key = draw_key(at::get_generator_or_default<at::CPUGeneratorImpl>(
           generator, at::detail::getDefaultCPUGenerator()));
     }
-    if (at::GradMode::is_enabled() && (mu.requires_grad() || log_var.requires_grad())) {
-      z = FusedSample::apply(mu, log_var, key, generator);
+    if (at::GradMode::is_enabled() && (mu.requires_grad() || scale.requires_grad())) {
+      z = FusedSample::apply(mu, scale, key, generator, form);
     } else {
-      z = key.defined() ? sample_from_key(mu, log_var, key)
-                        : std::get<0>(sample(mu, log_var, generator));
+      const char* name = form == kStd ? "std" : "log_var";
+      z = key.defined() ? sample_from_key(mu, scale, key, name)
+                        : std::get<0>(sample(mu, scale, generator, name));
     }
   }
   return py::cast(z);

@@ -1,8 +1,9 @@
 """The reparameterisation trick in one kernel: the same key gives the same bits everywhere."""
 
+from ._patch import patch
 from .backends import backends
 from .functional import fused_reparameterize
 from .random import fold_in, key, noise, split
 
-__all__ = ["backends", "fold_in", "fused_reparameterize", "key", "noise", "split"]
+__all__ = ["backends", "fold_in", "fused_reparameterize", "key", "noise", "patch", "split"]
 __version__ = "0.1.0"

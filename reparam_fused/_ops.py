@@ -1,11 +1,16 @@
 """The ops, declared once: schemas, fake kernels, and reference.py under the compiled kernels.
 
-    sample_from_key(mu, log_var, key) -> z
-    sample_backward(grad_z, log_var, key) -> grad_log_var
-    sample(mu, log_var, generator=None) -> (z, key)
+    sample_from_key(mu, scale, key, ...) -> z
+    sample_backward(grad_z, scale, key, ...) -> grad_scale
+    sample(mu, scale, generator=None, ...) -> (z, key)
+    traced_key(device) -> key
 
 The first two are pure functions: randomness enters only through the key. The third
-draws a key, on a GPU in the kernel that uses it.
+draws a key, on a GPU in the kernel that uses it; the last draws one in a graph.
+
+`form` says what the scale is, "log_var" or "std"; the gradient of a std does not depend
+on it, and takes None. (global_shape, global_offset) is the block's place in a larger
+tensor, of whose noise it takes its part.
 """
 
 from __future__ import annotations
@@ -13,11 +18,11 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module, resources
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TypeAlias
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,16 +30,23 @@ from torch import Tensor
 from . import reference
 
 library = torch.library.Library("reparam_fused", "DEF")
+_BLOCK = "SymInt[]? global_shape=None, SymInt[]? global_offset=None"
 library.define(
-    "sample_from_key(Tensor mu, Tensor log_var, Tensor key) -> Tensor",
+    f"sample_from_key(Tensor mu, Tensor scale, Tensor key, str form='log_var', {_BLOCK}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
-    "sample_backward(Tensor grad_z, Tensor log_var, Tensor key) -> Tensor",
+    "sample_backward(Tensor grad_z, Tensor? scale, Tensor key, str form='log_var', "
+    f"{_BLOCK}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
-    "sample(Tensor mu, Tensor log_var, Generator? generator=None) -> (Tensor z, Tensor key)",
+    "sample(Tensor mu, Tensor scale, Generator? generator=None, str form='log_var')"
+    " -> (Tensor z, Tensor key)",
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+)
+library.define(
+    "traced_key(Device device) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
 )
 
@@ -93,40 +105,52 @@ def _warn_reference(device_type: str) -> None:
         )
 
 
-def _sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def _sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     _warn_reference(mu.device.type)
-    return reference.sample_from_key(mu, log_var, key)
+    return reference.sample_from_key(mu, scale, key, *options)
 
 
-def _sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def _sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
     _warn_reference(grad_z.device.type)
-    return reference.sample_backward(grad_z, log_var, key)
+    return reference.sample_backward(grad_z, scale, key, *options)
 
 
 def _sample(
-    mu: Tensor, log_var: Tensor, generator: torch.Generator | None = None
+    mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
-    fake = torch.add(mu.to("meta"), log_var.to("meta"))
+    fake = torch.add(mu.to("meta"), scale.to("meta"))
     key = reference.draw_key(mu.device, generator, reference.blocks(fake.numel(), fake.dtype))
-    return sample_from_key(mu, log_var, key), key
+    return sample_from_key(mu, scale, key, form), key
 
 
+def _traced_key(device: torch.device) -> Tensor:
+    from ._partitioner import drawn_once
+
+    with drawn_once():
+        words = reference.traced_words(device)
+    return reference.key_of_words(words)
+
+
+# Composite: dynamo leaves it to what traces the joint graph, which sees the draw itself.
+library.impl("traced_key", _traced_key, "CompositeImplicitAutograd")
 # The compiled kernels are registered for CPU and CUDA, which go before this.
 library.impl("sample_from_key", _sample_from_key, "CompositeExplicitAutograd")
 library.impl("sample_backward", _sample_backward, "CompositeExplicitAutograd")
 library.impl("sample", _sample, "CompositeExplicitAutograd")
 
 
-def _triton_sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def _triton_sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     from . import triton_kernels
 
-    return triton_kernels.sample_from_key(mu, log_var, key)
+    return triton_kernels.sample_from_key(mu, scale, key, *options)
 
 
-def _triton_sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def _triton_sample_backward(
+    grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any
+) -> Tensor:
     from . import triton_kernels
 
-    return triton_kernels.sample_backward(grad_z, log_var, key)
+    return triton_kernels.sample_backward(grad_z, scale, key, *options)
 
 
 if has_triton:
@@ -136,23 +160,35 @@ if has_triton:
         library.impl("sample_backward", _triton_sample_backward, _device)
 
 
-def _fake(x: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
-    return torch.add(x, log_var)  # the same dtype, shape and strides
+def _fake(x: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
+    return torch.add(x, x if scale is None else scale)  # the same dtype, shape and strides
 
 
 def _fake_sample(
-    mu: Tensor, log_var: Tensor, generator: torch.Generator | None = None
+    mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
-    return torch.add(mu, log_var), mu.new_empty((2,), dtype=torch.uint64)
+    return torch.add(mu, scale), mu.new_empty((2,), dtype=torch.uint64)
 
 
 torch.library.register_fake("reparam_fused::sample_from_key", _fake, lib=library)
 torch.library.register_fake("reparam_fused::sample_backward", _fake, lib=library)
 torch.library.register_fake("reparam_fused::sample", _fake_sample, lib=library)
 
-Op: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-sample_from_key: Op = torch.ops.reparam_fused.sample_from_key.default
-sample_backward: Op = torch.ops.reparam_fused.sample_backward.default
-sample: Callable[[Tensor, Tensor, torch.Generator | None], tuple[Tensor, Tensor]] = (
-    torch.ops.reparam_fused.sample.default
-)
+
+class KeyOp(Protocol):
+    def __call__(
+        self,
+        x: Tensor,
+        scale: Any,
+        key: Tensor,
+        form: str = ...,
+        global_shape: Sequence[int] | None = ...,
+        global_offset: Sequence[int] | None = ...,
+        /,
+    ) -> Tensor: ...
+
+
+sample_from_key: KeyOp = torch.ops.reparam_fused.sample_from_key.default
+sample_backward: KeyOp = torch.ops.reparam_fused.sample_backward.default
+sample: Callable[..., tuple[Tensor, Tensor]] = torch.ops.reparam_fused.sample.default
+traced_key: Callable[[torch.device], Tensor] = torch.ops.reparam_fused.traced_key.default

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -45,24 +48,77 @@ def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:
         )
 
 
-def check_reparameterize(mu: object, log_var: object, key: object, generator: object) -> None:
+def check_block(
+    function: str, shape: torch.Size, key: object, global_shape: object, global_offset: object
+) -> None:
+    """The block of this shape must lie within the larger tensor, and have a key."""
+    if (global_shape is None) != (global_offset is None):
+        given = "global_offset" if global_shape is None else "global_shape"
+        raise ValueError(
+            f"{function}(): expected global_shape and global_offset together, got {given} alone"
+        )
+    if global_shape is None:
+        return
+    if key is None:
+        raise ValueError(
+            f"{function}(): global_shape needs a key: blocks that drew keys of their own would "
+            "not be parts of one whole"
+        )
+    for name, sizes in (("global_shape", global_shape), ("global_offset", global_offset)):
+        if not isinstance(sizes, Sequence) or not all(
+            isinstance(n, (int, torch.SymInt)) for n in sizes
+        ):
+            raise TypeError(f"{function}(): {name} must be a sequence of ints, got {sizes!r}")
+        if len(sizes) != len(shape):
+            raise RuntimeError(
+                f"{function}(): {name} must have the {len(shape)} dimensions of the output "
+                f"{tuple(shape)}, got {tuple(sizes)}"
+            )
+    assert isinstance(global_shape, Sequence)
+    assert isinstance(global_offset, Sequence)
+    for n, whole, first in zip(shape, global_shape, global_offset, strict=True):
+        if not 0 <= first <= whole - n:
+            raise RuntimeError(
+                f"{function}(): the block {tuple(shape)} at global_offset {tuple(global_offset)} "
+                f"must be within global_shape {tuple(global_shape)}"
+            )
+    if math.prod(global_shape) >= 2**63:
+        raise RuntimeError(
+            f"{function}(): global_shape must have less than 2**63 elements, "
+            f"got {tuple(global_shape)}"
+        )
+
+
+def check_reparameterize(
+    mu: object,
+    log_var: object,
+    std: object,
+    key: object,
+    generator: object,
+    global_shape: object,
+    global_offset: object,
+) -> None:
     """The arguments of fused_reparameterize."""
     function = "fused_reparameterize"
     check_tensor(function, "mu", mu)
-    check_tensor(function, "log_var", log_var)
+    if (log_var is None) == (std is None):
+        got = "neither" if std is None else "both"
+        raise ValueError(f"{function}(): expected log_var or std, got {got}")
+    name, scale = ("log_var", log_var) if log_var is not None else ("std", std)
+    check_tensor(function, name, scale)
     assert isinstance(mu, Tensor)
-    assert isinstance(log_var, Tensor)
-    if mu.device != log_var.device:
+    assert isinstance(scale, Tensor)
+    if mu.device != scale.device:
         raise RuntimeError(
-            f"{function}(): mu and log_var must be on the same device, "
-            f"got mu on {mu.device} and log_var on {log_var.device}"
+            f"{function}(): mu and {name} must be on the same device, "
+            f"got mu on {mu.device} and {name} on {scale.device}"
         )
     try:
-        shape = torch.broadcast_shapes(mu.shape, log_var.shape)
+        shape = torch.broadcast_shapes(mu.shape, scale.shape)
     except RuntimeError:
         raise RuntimeError(
-            f"{function}(): the shapes of mu and log_var must broadcast, "
-            f"got mu {tuple(mu.shape)} and log_var {tuple(log_var.shape)}"
+            f"{function}(): the shapes of mu and {name} must broadcast, "
+            f"got mu {tuple(mu.shape)} and {name} {tuple(scale.shape)}"
         ) from None
     if key is not None and generator is not None:
         raise ValueError(f"{function}(): expected key or generator, got both")
@@ -85,3 +141,4 @@ def check_reparameterize(mu: object, log_var: object, key: object, generator: ob
                 f"{function}(): generator must be on the device of mu, {mu.device}, "
                 f"got {generator.device}"
             )
+    check_block(function, shape, key, global_shape, global_offset)

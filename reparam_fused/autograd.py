@@ -6,133 +6,173 @@ index within its own example.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _ops
 
+Ints: TypeAlias = Sequence[int] | None
+# form, global_shape and global_offset have no gradient.
+_NONE = (None, None, None)
+
 
 def _vmap(
-    op: Callable[[Tensor, Tensor, Tensor], Tensor],
+    op: Callable[..., Tensor],
     info: Any,
-    in_dims: tuple[int | None, ...],
+    in_dims: tuple[Any, ...],
     x: Tensor,
-    log_var: Tensor,
+    scale: Tensor | None,
     key: Tensor,
+    form: str = "log_var",
+    global_shape: Ints = None,
+    global_offset: Ints = None,
 ) -> tuple[Tensor, int]:
     """The op over a batch, as one call with a key for each example."""
-    x_dim, log_var_dim, key_dim = in_dims
+    x_dim, scale_dim, key_dim, *_ = in_dims
 
-    def batched(t: Tensor, dim: int | None, rank: int) -> Tensor:
+    def rank_of(t: Tensor | None, dim: int | None) -> int:
+        return 0 if t is None else t.dim() - (dim is not None)
+
+    rank = max(rank_of(x, x_dim), rank_of(scale, scale_dim))
+
+    def batched(t: Tensor, dim: int | None) -> Tensor:
         """The batch first, and ones where an example has less dimensions than the result."""
         t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
         return t.reshape(t.shape[0], *[1] * (rank - t.dim() + 1), *t.shape[1:])
 
-    rank = max(x.dim() - (x_dim is not None), log_var.dim() - (log_var_dim is not None))
     key = key.unsqueeze(0) if key_dim is None else key.movedim(key_dim, 0)
-    x, log_var = batched(x, x_dim, rank), batched(log_var, log_var_dim, rank)
+    key = key.expand(info.batch_size, *key.shape[1:])
+    x = batched(x, x_dim)
     # One of them has the size of the batch, though it may be the key alone.
     x = x.expand(info.batch_size, *x.shape[1:])
-    return op(x, log_var, key.expand(info.batch_size, *key.shape[1:])), 0
+    if scale is not None:
+        scale = batched(scale, scale_dim)
+    if global_shape is not None and global_offset is not None:
+        global_shape, global_offset = (info.batch_size, *global_shape), (0, *global_offset)
+    return op(x, scale, key, form, global_shape, global_offset), 0
 
 
 class FusedSampleBackward(torch.autograd.Function):
-    """grad_log_var = grad_z eps sigma / 2.
+    """grad_log_var = grad_z eps sigma / 2, and grad_std = grad_z eps.
 
-    It depends on log_var by a factor exp(log_var / 2), so its derivative by log_var
-    is itself, halved: gradients of every order are this one op.
+    The first depends on log_var by a factor exp(log_var / 2), so its derivative by log_var
+    is itself, halved; the second does not depend on std, and takes None for it. Gradients
+    of every order are this one op.
     """
 
     @staticmethod
-    def forward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
-        return _ops.sample_backward(grad_z, log_var, key)
+    def forward(
+        grad_z: Tensor,
+        scale: Tensor | None,
+        key: Tensor,
+        form: str,
+        global_shape: Ints,
+        global_offset: Ints,
+    ) -> Tensor:
+        return _ops.sample_backward(grad_z, scale, key, form, global_shape, global_offset)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        grad_z, scale, key, *ctx.options = inputs
+        # A std's gradient is linear in grad_z, which is then not needed again.
+        saved = (key,) if scale is None else (key, grad_z, scale)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+        ctx.shape, ctx.dtype = grad_z.shape, grad_z.dtype
 
     @staticmethod
-    def jvp(ctx: Any, grad_z_t: Tensor | None, log_var_t: Tensor | None, _: None) -> Tensor:
-        grad_z, log_var, key = ctx.saved_tensors
-        tangent = torch.zeros((), dtype=grad_z.dtype, device=grad_z.device)
+    def jvp(ctx: Any, grad_z_t: Tensor | None, scale_t: Tensor | None, *_: None) -> Tensor:
+        key, grad_z, scale = (*ctx.saved_tensors, None, None)[:3]
+        tangent = torch.zeros((), dtype=ctx.dtype, device=key.device)
         if grad_z_t is not None:
-            tangent = tangent + FusedSampleBackward.apply(grad_z_t, log_var, key)
-        if log_var_t is not None:
-            tangent = tangent + 0.5 * FusedSampleBackward.apply(grad_z * log_var_t, log_var, key)
+            tangent = tangent + FusedSampleBackward.apply(grad_z_t, scale, key, *ctx.options)
+        if scale_t is not None:
+            by_scale = FusedSampleBackward.apply(grad_z * scale_t, scale, key, *ctx.options)
+            tangent = tangent + 0.5 * by_scale
         return tangent
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         return _vmap(FusedSampleBackward.apply, info, in_dims, *args)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_z, log_var, key = ctx.saved_tensors
-        grad_grad_z = grad_log_var = None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        key, grad_z, scale = (*ctx.saved_tensors, None, None)[:3]
+        grad_grad_z = grad_scale = None
         if ctx.needs_input_grad[0]:
-            by_grad_z = FusedSampleBackward.apply(grad, log_var, key)
-            grad_grad_z = by_grad_z.sum_to_size(grad_z.shape).to(grad_z.dtype)
+            by_grad_z = FusedSampleBackward.apply(grad, scale, key, *ctx.options)
+            grad_grad_z = by_grad_z.sum_to_size(ctx.shape).to(ctx.dtype)
         if ctx.needs_input_grad[1]:
-            by_log_var = FusedSampleBackward.apply(grad * grad_z, log_var, key) * 0.5
-            grad_log_var = by_log_var.sum_to_size(log_var.shape).to(log_var.dtype)
-        return grad_grad_z, grad_log_var, None
+            by_scale = FusedSampleBackward.apply(grad * grad_z, scale, key, *ctx.options) * 0.5
+            grad_scale = by_scale.sum_to_size(scale.shape).to(scale.dtype)
+        return grad_grad_z, grad_scale, None, *_NONE
 
 
 class TracedSample(torch.autograd.Function):
-    """z = mu + sigma eps. Keeps log_var and the 16-byte key; grad_mu is grad_z itself.
+    """z = mu + sigma eps. Keeps the 16-byte key, and log_var; grad_mu is grad_z itself.
 
     What a compiler traces: it takes no Function that has a jvp.
     """
 
     @staticmethod
-    def forward(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
-        return _ops.sample_from_key(mu, log_var, key)
+    def forward(
+        mu: Tensor,
+        scale: Tensor,
+        key: Tensor,
+        form: str,
+        global_shape: Ints,
+        global_offset: Ints,
+    ) -> Tensor:
+        return _ops.sample_from_key(mu, scale, key, form, global_shape, global_offset)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        mu, log_var, key = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        mu, scale, key, form, *block = inputs
         ctx.mu_shape, ctx.mu_dtype = mu.shape, mu.dtype
+        ctx.scale_shape, ctx.scale_dtype = scale.shape, scale.dtype
+        ctx.options = (form, *block)
         if ctx.needs_input_grad[1]:
-            ctx.save_for_backward(log_var, key)
+            ctx.save_for_backward(*((key, scale) if form == "log_var" else (key,)))
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grad_mu = grad_log_var = None
+    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
+        grad_mu = grad_scale = None
         if ctx.needs_input_grad[0]:
             grad_mu = grad_z.sum_to_size(ctx.mu_shape).to(ctx.mu_dtype)
         if ctx.needs_input_grad[1]:
-            log_var, key = ctx.saved_tensors
-            by_log_var = FusedSampleBackward.apply(grad_z, log_var, key)
-            grad_log_var = by_log_var.sum_to_size(log_var.shape).to(log_var.dtype)
-        return grad_mu, grad_log_var, None
+            key, scale = (*ctx.saved_tensors, None)[:2]
+            by_scale = FusedSampleBackward.apply(grad_z, scale, key, *ctx.options)
+            grad_scale = by_scale.sum_to_size(ctx.scale_shape).to(ctx.scale_dtype)
+        return grad_mu, grad_scale, None, *_NONE
 
 
 class FusedSample(TracedSample):
     """TracedSample, with forward-mode derivatives and vmap."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedSample.setup_context(ctx, inputs, output)
-        ctx.save_for_forward(*inputs[1:])
+        _, scale, key, form, *_ = inputs
+        ctx.save_for_forward(*((key, scale) if form == "log_var" else (key,)))
         ctx.shape, ctx.dtype = output.shape, output.dtype
 
     @staticmethod
-    def jvp(ctx: Any, mu_t: Tensor | None, log_var_t: Tensor | None, _: None) -> Tensor:
-        log_var, key = ctx.saved_tensors
-        tangent = torch.zeros((), dtype=ctx.dtype, device=log_var.device).expand(ctx.shape)
+    def jvp(ctx: Any, mu_t: Tensor | None, scale_t: Tensor | None, *_: None) -> Tensor:
+        key, scale = (*ctx.saved_tensors, None)[:2]
+        tangent = torch.zeros((), dtype=ctx.dtype, device=key.device).expand(ctx.shape)
         if mu_t is not None:
             tangent = tangent + mu_t
-        if log_var_t is not None:
-            by_log_var = FusedSampleBackward.apply(log_var_t.expand(ctx.shape), log_var, key)
-            tangent = tangent + by_log_var
+        if scale_t is not None:
+            scale_t = scale_t.expand(ctx.shape)
+            by_scale = FusedSampleBackward.apply(scale_t, scale, key, *ctx.options)
+            tangent = tangent + by_scale
         return tangent.to(ctx.dtype)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         return _vmap(FusedSample.apply, info, in_dims, *args)
 
 
@@ -141,38 +181,30 @@ class FusedDraw(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        mu: Tensor, log_var: Tensor, generator: torch.Generator | None
+        mu: Tensor, scale: Tensor, generator: torch.Generator | None, form: str
     ) -> tuple[Tensor, Tensor]:
-        return _ops.sample(mu, log_var, generator)
+        return _ops.sample(mu, scale, generator, form)
 
     @staticmethod
-    def setup_context(
-        ctx: Any,
-        inputs: tuple[Tensor, Tensor, torch.Generator | None],
-        output: tuple[Tensor, Tensor],
-    ) -> None:
-        mu, log_var, _ = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        mu, scale, _, form = inputs
         _, key = output
         ctx.mark_non_differentiable(key)
-        FusedSample.setup_context(ctx, (mu, log_var, key), output[0])
+        FusedSample.setup_context(ctx, (mu, scale, key, form, None, None), output[0])
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_z: Tensor, _: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None, None]:
-        return FusedSample.backward(ctx, grad_z)
+    def backward(ctx: Any, grad_z: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *FusedSample.backward(ctx, grad_z)[:2], None, None
 
     @staticmethod
-    def jvp(
-        ctx: Any, mu_t: Tensor | None, log_var_t: Tensor | None, _: None
-    ) -> tuple[Tensor, None]:
-        return FusedSample.jvp(ctx, mu_t, log_var_t, None), None
+    def jvp(ctx: Any, mu_t: Tensor | None, scale_t: Tensor | None, *_: None) -> tuple[Tensor, None]:
+        return FusedSample.jvp(ctx, mu_t, scale_t), None
 
 
-def _register_vmap(op: str, call: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+def _register_vmap(op: str, call: Callable[..., Tensor]) -> None:
     """For those who call the ops themselves, and for backward under is_grads_batched."""
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Tensor) -> tuple[Tensor, int]:
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         return _vmap(call, info, in_dims, *args)
 
     torch.library.register_vmap(f"reparam_fused::{op}", rule, lib=_ops.library)

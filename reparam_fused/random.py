@@ -106,7 +106,13 @@ def fold_in(key: Tensor, data: int) -> Tensor:
     return _children(key, torch.tensor([signed], device=key.device)).squeeze(-2)
 
 
-def noise(key: Tensor, *shape: int | Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+def noise(
+    key: Tensor,
+    *shape: int | Sequence[int],
+    dtype: torch.dtype | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
     """The standard normals eps that ``fused_reparameterize(..., key=key)`` uses.
 
     Element ``i`` (row-major) depends on the key and ``i`` alone. Equal up to rounding to
@@ -119,13 +125,17 @@ def noise(key: Tensor, *shape: int | Sequence[int], dtype: torch.dtype | None = 
         *shape (int): of the result.
         dtype (torch.dtype, optional): float32, float64, float16 or bfloat16.
             Default: float32.
+        global_shape, global_offset (sequences of ints, optional): the larger tensor of which
+            this is a block, and where it begins, as in :func:`fused_reparameterize`.
 
     Returns:
         Tensor: of this shape and dtype, on the device of the key.
 
     Raises:
         TypeError: key is not a uint64 tensor, or the dtype is not supported.
-        RuntimeError: the shapes of key and result do not fit.
+        RuntimeError: the shapes of key and result do not fit, or the block is not within
+            global_shape.
+        ValueError: one of global_shape and global_offset without the other.
 
     Example::
 
@@ -136,9 +146,11 @@ def noise(key: Tensor, *shape: int | Sequence[int], dtype: torch.dtype | None = 
     _validate.check_key("noise", key)
     dtype = torch.float32 if dtype is None else dtype
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-    # mu = 0 and log_var = 0, for which z is eps exactly.
-    zero = torch.zeros((), dtype=dtype, device=key.device)
-    _validate.check_tensor("noise", "dtype", zero)
-    zeros = zero.expand(torch.Size(sizes))  # type: ignore[arg-type]
-    _validate.check_key_batch("noise", key, zeros.shape)
-    return _ops.sample_from_key(zeros, zeros, key)
+    # -0 + 1 eps is eps exactly, and keeps the sign of a zero.
+    minus_zero = torch.full((), -0.0, dtype=dtype, device=key.device)
+    _validate.check_tensor("noise", "dtype", minus_zero)
+    mu = minus_zero.expand(torch.Size(sizes))  # type: ignore[arg-type]
+    _validate.check_key_batch("noise", key, mu.shape)
+    _validate.check_block("noise", mu.shape, key, global_shape, global_offset)
+    std = torch.ones_like(minus_zero).expand(mu.shape)
+    return _ops.sample_from_key(mu, std, key, "std", global_shape, global_offset)

@@ -13,6 +13,7 @@ al., SC11), four normals a counter (two in float64), by Box-Muller. A key is
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -132,7 +133,7 @@ def _box_muller_double(w: Words) -> tuple[Tensor, Tensor]:
 
 
 def slice_keys(key: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
-    """One key ``(n, 2)`` for each of the n slices that key tells apart, and a slice's length.
+    """One key ``(n, 2)`` for each of the n slices that key tells apart, and a slice's first dim.
 
     The batch dimensions of a key stand for the leading dimensions of shape;
     trailing ones of size 1 leave their dimension within the slice.
@@ -141,20 +142,46 @@ def slice_keys(key: Tensor, shape: torch.Size) -> tuple[Tensor, int]:
     while batch and batch[-1] == 1:
         batch.pop()
     keys = key.reshape(*batch, 2).expand(*shape[: len(batch)], 2)
-    return keys.reshape(-1, 2), math.prod(shape[len(batch) :])
+    return keys.reshape(-1, 2), len(batch)
 
 
-def noise(key: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def indices(
+    shape: Sequence[int], global_shape: Sequence[int], offset: Sequence[int], device: torch.device
+) -> Tensor:
+    """Where the elements of a block at offset are in the row-major order of a larger tensor."""
+    index = torch.zeros((), dtype=torch.int64, device=device)
+    for n, whole, first in zip(shape, global_shape, offset, strict=True):
+        index = index.unsqueeze(-1) * whole + torch.arange(first, first + n, device=device)
+    return index.flatten()
+
+
+def noise(
+    key: Tensor,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
     """The standard normals of a call with this key: float64 for float64, else float32."""
-    keys, length = slice_keys(key, shape)
+    keys, dim = slice_keys(key, shape)
+    length = math.prod(shape[dim:])
     per_block = 2 if dtype == torch.float64 else 4
-    blocks = torch.arange(-(-length // per_block), device=key.device)
+    if global_shape is None or global_offset is None:
+        blocks = torch.arange(-(-length // per_block), device=key.device)
+    else:
+        index = indices(shape[dim:], global_shape[dim:], global_offset[dim:], key.device)
+        blocks = index // per_block
     w = words(keys, blocks)
     if dtype == torch.float64:
-        lanes = _box_muller_double(w)
+        lanes = torch.stack(_box_muller_double(w), -1)
     else:
-        lanes = _box_muller(w[0], w[1]) + _box_muller(w[2], w[3])  # type: ignore[assignment]
-    return torch.stack(lanes, -1).flatten(-2)[:, :length].reshape(shape)
+        lanes = torch.stack(_box_muller(w[0], w[1]) + _box_muller(w[2], w[3]), -1)
+    if global_shape is None:
+        normals = lanes.flatten(-2)[:, :length]
+    else:
+        lane = (index % per_block).expand(lanes.shape[:-1]).unsqueeze(-1)
+        normals = lanes.gather(-1, lane)
+    return normals.reshape(shape)
 
 
 def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
@@ -171,26 +198,46 @@ def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
     return p * factor * scale * scale
 
 
-def _operands(x: Tensor, log_var: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, log_var and eps in the arithmetic dtype, and a tensor for the result."""
-    out = torch.empty_like(torch.add(x, log_var))  # has add's dtype, shape and strides
-    eps = noise(key, out.shape, out.dtype)
-    x, log_var = (t.to(out.dtype).to(eps.dtype).expand(out.shape) for t in (x, log_var))
-    return x, log_var, eps, out
+def _operands(
+    x: Tensor, scale: Tensor, key: Tensor, *block: Sequence[int] | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x, scale and eps in the arithmetic dtype, and a tensor for the result."""
+    out = torch.empty_like(torch.add(x, scale))  # has add's dtype, shape and strides
+    eps = noise(key, out.shape, out.dtype, *block)
+    x, scale = (t.to(out.dtype).to(eps.dtype).expand(out.shape) for t in (x, scale))
+    return x, scale, eps, out
 
 
-def sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def sample_from_key(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
     """z = mu + sigma * eps."""
-    mu, log_var, eps, out = _operands(mu, log_var, key)
-    scale = sigma(log_var)
+    mu, scale, eps, out = _operands(mu, scale, key, global_shape, global_offset)
+    if form == "log_var":
+        scale = sigma(scale)
     z = mu + scale * eps if eps.dtype == torch.float64 else fma(scale, eps, mu)
     return out.copy_(z)
 
 
-def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
-    """grad_log_var = grad_z * eps * sigma / 2, in the shape of grad_z."""
-    grad_z, log_var, eps, out = _operands(grad_z, log_var, key)
-    return out.copy_((grad_z * eps) * sigma(log_var, 0.5))
+def sample_backward(
+    grad_z: Tensor,
+    scale: Tensor | None,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
+    """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2, shaped as grad_z."""
+    if scale is None:
+        scale = grad_z
+    grad_z, scale, eps, out = _operands(grad_z, scale, key, global_shape, global_offset)
+    grad_sigma = grad_z * eps
+    return out.copy_(grad_sigma * sigma(scale, 0.5) if form == "log_var" else grad_sigma)
 
 
 def blocks(numel: int, dtype: torch.dtype) -> int:
@@ -212,13 +259,18 @@ def draw_key(device: torch.device, generator: torch.Generator | None, blocks: in
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
 
 
-def traced_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """64 random bits, by an op that compilers and vmap know to be random.
+def traced_words(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """64 random bits as two words, by an op that compilers and vmap know to be random.
 
     The ones do not merge two draws into one; the other gives each example a key of its own,
     or one to all, as its randomness mode says.
     """
-    high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
+    return torch.randint(0, 2**32, (2,), device=device, generator=generator)
+
+
+def key_of_words(words: Tensor) -> Tensor:
+    """The key with these words as its seed."""
+    high, low = words.unbind()
     seed = high << 32 | low
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
 

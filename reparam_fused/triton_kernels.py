@@ -11,6 +11,7 @@ elements; and `elements` for anything else, one counter a lane.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -146,15 +147,19 @@ def _sigma(log_var, factor: tl.constexpr):
 
 
 @triton.jit
-def _apply(x, log_var, eps, BACKWARD: tl.constexpr):
-    """z of mu, or grad_log_var of grad_z."""
+def _apply(x, scale, eps, BACKWARD: tl.constexpr, LOG_VAR: tl.constexpr):
+    """z of mu, or the scale's gradient of grad_z."""
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
-        log_var = log_var.to(tl.float32)
-    if BACKWARD:  # noqa: SIM108 (a compile-time choice)
-        out = (x * eps) * _sigma(log_var, 0.5)
+        scale = scale.to(tl.float32)
+    if BACKWARD:
+        out = x * eps
+        if LOG_VAR:
+            out = out * _sigma(scale, 0.5)
     else:
-        out = tl.fma(_sigma(log_var, 1.0), eps, x)
+        if LOG_VAR:
+            scale = _sigma(scale, 1.0)
+        out = tl.fma(scale, eps, x)
     return out
 
 
@@ -180,61 +185,75 @@ def _run_of_normals(first, seed, BLOCK: tl.constexpr, dtype: tl.constexpr, NEWTO
     return run.reshape(BLOCK)
 
 
-@triton.jit(do_not_specialize=["numel", "full_blocks"])
+@triton.jit(do_not_specialize=["numel", "full_blocks", "first_counter"])
 def whole_kernel(
-    x_ptr, log_var_ptr, out_ptr, key_ptr, numel, full_blocks,
-    BACKWARD: tl.constexpr, NEWTON: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, scale_ptr, out_ptr, key_ptr, numel, full_blocks, first_counter,
+    BACKWARD: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     per_counter: tl.constexpr = 2 if dtype == tl.float64 else 4
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    counter = tl.load(key_ptr + 1) + (first // per_counter).to(tl.uint64)
+    counter = tl.load(key_ptr + 1) + (first // per_counter + first_counter).to(tl.uint64)
     eps = _run_of_normals(counter, tl.load(key_ptr), BLOCK, dtype, NEWTON)
     i = first + tl.arange(0, BLOCK)
     if tl.program_id(0) < full_blocks:
-        out = _apply(tl.load(x_ptr + i), tl.load(log_var_ptr + i), eps, BACKWARD)
-        tl.store(out_ptr + i, out.to(dtype))
+        x, scale = tl.load(x_ptr + i), tl.load(scale_ptr + i)
+        tl.store(out_ptr + i, _apply(x, scale, eps, BACKWARD, LOG_VAR).to(dtype))
     else:
         inside = i < numel
-        x, log_var = tl.load(x_ptr + i, mask=inside), tl.load(log_var_ptr + i, mask=inside)
-        tl.store(out_ptr + i, _apply(x, log_var, eps, BACKWARD).to(dtype), mask=inside)
+        x, scale = tl.load(x_ptr + i, mask=inside), tl.load(scale_ptr + i, mask=inside)
+        tl.store(out_ptr + i, _apply(x, scale, eps, BACKWARD, LOG_VAR).to(dtype), mask=inside)
 
 
 @triton.jit(
     do_not_specialize=[
-        "counters", "slice_numel", "slice_counters", "sizes",
-        "x_strides", "log_var_strides", "out_strides",
+        "counters", "segment_numel", "segment_counters", "first_index", "sizes",
+        "x_strides", "scale_strides", "out_strides", "index_strides", "key_strides",
     ]
 )  # fmt: skip
 def elements_kernel(
-    x_ptr, log_var_ptr, out_ptr, keys_ptr, counters, slice_numel, slice_counters,
-    sizes, x_strides, log_var_strides, out_strides,
-    BACKWARD: tl.constexpr, NEWTON: tl.constexpr, INDEX: tl.constexpr, BLOCK: tl.constexpr,
+    x_ptr, scale_ptr, out_ptr, keys_ptr, counters, segment_numel, segment_counters, first_index,
+    sizes, x_strides, scale_strides, out_strides, index_strides, key_strides,
+    BACKWARD: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr,
+    INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     per_counter: tl.constexpr = 2 if dtype == tl.float64 else 4
     c = tl.program_id(0).to(INDEX) * BLOCK + tl.arange(0, BLOCK)
     inside = c < counters
-    slice_index = c // slice_counters
-    in_slice = c - slice_index * slice_counters
-    seed = tl.load(keys_ptr + 2 * slice_index, mask=inside)
-    counter = tl.load(keys_ptr + 2 * slice_index + 1, mask=inside) + in_slice.to(tl.uint64)
+    segment = c // segment_counters
+    in_segment = c - segment * segment_counters
+    # The noise index and the key of the segment's first element
+    rest = segment * segment_numel
+    index = tl.full(c.shape, first_index, tl.int64)
+    key = tl.zeros(c.shape, tl.int64)
+    for d in tl.static_range(len(sizes)):  # innermost first
+        along = (rest % sizes[d]).to(tl.int64)
+        rest = rest // sizes[d]
+        index += along * index_strides[d]
+        key += along * key_strides[d]
+    seed = tl.load(keys_ptr + key, mask=inside)
+    offset = tl.load(keys_ptr + key + 1, mask=inside)
+    counter = offset + (index // per_counter + in_segment).to(tl.uint64)
+    # A segment may begin within a counter.
+    lane_0 = in_segment * per_counter - (index % per_counter).to(INDEX)
     if dtype == tl.float64:
         normals = _normals_double(counter, seed)
     else:
         normals = _normals(counter, seed, NEWTON)
     for j in tl.static_range(per_counter):
-        position = in_slice * per_counter + j
-        mask = inside & (position < slice_numel)
-        rest = slice_index * slice_numel + position
-        x, log_var, out = x_ptr, log_var_ptr, out_ptr
-        for d in tl.static_range(len(sizes)):  # innermost first
+        position = lane_0 + j
+        mask = inside & (position >= 0) & (position < segment_numel)
+        rest = segment * segment_numel + position
+        x, scale, out = x_ptr, scale_ptr, out_ptr
+        for d in tl.static_range(len(sizes)):
             along = (rest % sizes[d]).to(tl.int64)
             rest = rest // sizes[d]
             x += along * x_strides[d]
-            log_var += along * log_var_strides[d]
+            scale += along * scale_strides[d]
             out += along * out_strides[d]
-        value = _apply(tl.load(x, mask=mask), tl.load(log_var, mask=mask), normals[j], BACKWARD)
+        x, scale = tl.load(x, mask=mask), tl.load(scale, mask=mask)
+        value = _apply(x, scale, normals[j], BACKWARD, LOG_VAR)
         tl.store(out, value.to(dtype), mask=mask)
 
 
@@ -253,49 +272,107 @@ _BLOCK_BYTES = 4 * 16 * 32 * WARPS
 _BLOCK_COUNTERS = 32 * WARPS
 
 
-def plan(x: Tensor, log_var: Tensor, key: Tensor, out: Tensor, *, backward: bool) -> Plan:
+def plan(
+    x: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    out: Tensor,
+    *,
+    backward: bool,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Plan:
     """How to compute an op of tensors of one dtype and shape, which is not empty."""
-    keys, slice_numel = reference.slice_keys(key, out.shape)
-    keys = keys.contiguous()
+    key = key if key.stride(-1) == 1 else key.contiguous()
+    per_counter = 2 if out.dtype == torch.float64 else 4
     numel = out.numel()
-    tensors = (x, log_var, out)
+    tensors = (x, scale, out)
     constants: dict[str, Any] = {
         "BACKWARD": backward,
+        "LOG_VAR": form == "log_var",
         "NEWTON": out.device.type == "cuda" and torch.version.hip is None,
     }
-    if slice_numel == numel and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in tensors):
+    index_strides, key_strides, first_index = _numbering(key, out, global_shape, global_offset)
+    dims = [d for d in reversed(range(out.dim())) if out.size(d) != 1]
+    segment_numel = 1
+    for d in dims:
+        if index_strides[d] != segment_numel:
+            break
+        segment_numel *= out.size(d)
+    if (
+        segment_numel == numel
+        and first_index % per_counter == 0
+        and all(t.is_contiguous() and t.data_ptr() % 16 == 0 for t in tensors)
+    ):
         block = _BLOCK_BYTES // out.element_size()
         programs, full = -(-numel // block), numel // block
         constants["BLOCK"] = block
-        return Plan(whole_kernel, programs, (*tensors, keys, numel, full), constants)
-    per_counter = 2 if out.dtype == torch.float64 else 4
-    slice_counters = -(-slice_numel // per_counter)
-    counters = numel // slice_numel * slice_counters
+        return Plan(
+            whole_kernel, programs, (*tensors, key, numel, full, first_index // per_counter),
+            constants,
+        )  # fmt: skip
+    # A segment that begins within a counter may end within another.
+    segment_counters = (segment_numel + 2 * per_counter - 2) // per_counter
+    counters = numel // segment_numel * segment_counters
     constants["BLOCK"] = _BLOCK_COUNTERS
     constants["INDEX"] = tl.int32 if numel < 2**31 - per_counter * _BLOCK_COUNTERS else tl.int64
-    dims = [d for d in reversed(range(out.dim())) if out.size(d) != 1]
     layout = tuple(tuple(t.stride(d) for d in dims) for t in tensors)
+    layout += tuple(tuple(strides[d] for d in dims) for strides in (index_strides, key_strides))
     sizes = tuple(out.size(d) for d in dims)
     return Plan(
         elements_kernel,
         -(-counters // _BLOCK_COUNTERS),
-        (*tensors, keys, counters, slice_numel, slice_counters, sizes, *layout),
+        (*tensors, key, counters, segment_numel, segment_counters, first_index, sizes, *layout),
         constants,
     )
 
 
-def _launch(x: Tensor, log_var: Tensor, key: Tensor, *, backward: bool) -> Tensor:
-    if key.dtype != torch.uint64 or not x.device == log_var.device == key.device:
+def _numbering(
+    key: Tensor,
+    out: Tensor,
+    global_shape: Sequence[int] | None,
+    global_offset: Sequence[int] | None,
+) -> tuple[list[int], list[int], int]:
+    """Each dimension's stride in the noise and in the keys, and the first element's index."""
+    _, batch = reference.slice_keys(key, out.shape)
+    shape = out.shape if global_shape is None else global_shape
+    offset = [0] * out.dim() if global_offset is None else global_offset
+    index_strides, key_strides = [0] * out.dim(), [0] * out.dim()
+    stride = 1
+    for d in reversed(range(batch, out.dim())):
+        index_strides[d] = stride
+        stride *= shape[d]
+    for d in range(batch):
+        key_strides[d] = key.stride(d) if key.size(d) > 1 else 0
+    first = sum(o * s for o, s in zip(offset, index_strides, strict=True))
+    return index_strides, key_strides, first
+
+
+def _launch(
+    x: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    form: str,
+    global_shape: Sequence[int] | None,
+    global_offset: Sequence[int] | None,
+    *,
+    backward: bool,
+) -> Tensor:
+    if key.dtype != torch.uint64 or not x.device == scale.device == key.device:
         raise RuntimeError(
             f"reparam_fused: expected tensors on one device and a uint64 key, got {x.device}, "
-            f"{log_var.device} and a {key.dtype} key on {key.device}"
+            f"{scale.device} and a {key.dtype} key on {key.device}"
         )
-    fake = torch.add(x.to("meta"), log_var.to("meta"))  # has add's dtype, shape and strides
+    fake = torch.add(x.to("meta"), scale.to("meta"))  # has add's dtype, shape and strides
     out = torch.empty_like(fake, device=x.device)
     if out.numel() == 0:
         return out
-    x, log_var = (t.to(out.dtype).expand(out.shape) for t in (x, log_var))
-    kernel, programs, arguments, constants = plan(x, log_var, key, out, backward=backward)
+    x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
+    kernel, programs, arguments, constants = plan(
+        x, scale, key, out, backward=backward, form=form,
+        global_shape=global_shape, global_offset=global_offset,
+    )  # fmt: skip
     # Only Triton's own interpreter takes tensors of the CPU.
     on_cpu = x.device.type == "cpu"
     with nullcontext() if on_cpu else torch.get_device_module(x.device).device(x.device):
@@ -303,11 +380,26 @@ def _launch(x: Tensor, log_var: Tensor, key: Tensor, *, backward: bool) -> Tenso
     return out
 
 
-def sample_from_key(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def sample_from_key(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
     """z = mu + sigma * eps."""
-    return _launch(mu, log_var, key, backward=False)
+    return _launch(mu, scale, key, form, global_shape, global_offset, backward=False)
 
 
-def sample_backward(grad_z: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
-    """grad_log_var = grad_z * eps * sigma / 2."""
-    return _launch(grad_z, log_var, key, backward=True)
+def sample_backward(
+    grad_z: Tensor,
+    scale: Tensor | None,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
+    """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2."""
+    scale = grad_z if scale is None else scale
+    return _launch(grad_z, scale, key, form, global_shape, global_offset, backward=True)

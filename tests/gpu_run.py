@@ -6,13 +6,15 @@ A tensor's storage becomes a buffer of the interpreter, so that views are read w
 from __future__ import annotations
 
 import ctypes
+import math
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,23 +27,30 @@ OPS = ("sample", "sample_backward")
 ARCHS = (80, 90, 100, 120)
 BLOCK = 128
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+FORMS = ("log_var", "std")
 _Sizes = ctypes.POINTER(ctypes.c_int64)
+# global_shape and global_offset
+Block: TypeAlias = tuple[Sequence[int], Sequence[int]]
 
 
 class Problem(ctypes.Structure):
     """csrc/common/problem.h"""
 
     _fields_ = (
+        ("form", ctypes.c_int),
         ("x", ctypes.c_uint64),
-        ("log_var", ctypes.c_uint64),
+        ("scale", ctypes.c_uint64),
         ("out", ctypes.c_uint64),
+        ("keys", ctypes.c_uint64),
+        ("first_index", ctypes.c_int64),
         ("ndim", ctypes.c_int),
         ("sizes", _Sizes),
         ("x_strides", _Sizes),
-        ("log_var_strides", _Sizes),
+        ("scale_strides", _Sizes),
         ("out_strides", _Sizes),
-        ("keys", ctypes.c_uint64),
-        ("slice_numel", ctypes.c_int64),
+        ("index_strides", _Sizes),
+        ("key_strides", _Sizes),
+        ("segment_numel", ctypes.c_int64),
     )
 
 
@@ -190,27 +199,57 @@ class Gpu:
             self._library.set_binary_status(0)
 
 
-def merged(tensors: Iterable[Tensor]) -> list[tuple[int, list[int]]]:
-    """Sizes and strides as csrc/call.h merges them."""
-    tensors = list(tensors)
-    dims: list[tuple[int, list[int]]] = []
-    for d, size in enumerate(tensors[0].shape):
-        strides = [t.stride(d) for t in tensors]
+# A size, and its strides in x, scale and out; in a problem, in the noise and the keys too
+Dims: TypeAlias = list[tuple[int, list[int]]]
+
+
+def merged(dims: Dims) -> Dims:
+    """Neighbours that everything steps through as through one, joined, as in csrc/call.h."""
+    joined: Dims = []
+    for size, strides in dims:
         if size == 1:
             continue
-        if dims and all(a == b * size for a, b in zip(dims[-1][1], strides, strict=True)):
-            dims[-1] = (dims[-1][0] * size, strides)
+        if joined and all(a == b * size for a, b in zip(joined[-1][1], strides, strict=True)):
+            joined[-1] = (joined[-1][0] * size, strides)
         else:
-            dims.append((size, strides))
-    return dims or [(1, [1, 1, 1])]
+            joined.append((size, strides))
+    return joined or [(1, [1, 1, 1, 1, 0])]
+
+
+def numbered(dims: Dims, slice_numel: int) -> Dims:
+    """With strides in the noise and in keys for every so many elements, in rows of two words."""
+    result: Dims = []
+    index, key = 1, 2
+    for size, strides in reversed(dims):
+        inner = min(size, slice_numel // index) if slice_numel else size
+        if inner > 1 or inner == size:
+            result.append((inner, [*strides, index, 0]))
+            index *= inner
+        if size > inner:
+            result.append((size // inner, [*(s * inner for s in strides), 0, key]))
+            key *= size // inner
+    return result[::-1]
 
 
 def make_problem(
-    dims: list[tuple[int, list[int]]], addresses: tuple[int, int, int], keys: int, slice_numel: int
+    dims: Dims,
+    addresses: tuple[int, int, int],
+    keys: int,
+    *,
+    first_index: int = 0,
+    form: str = "log_var",
 ) -> Problem:
-    table = (ctypes.c_int64 * len(dims))(*(size for size, _ in dims))
-    strides = [(ctypes.c_int64 * len(dims))(*(s[k] for _, s in dims)) for k in range(3)]
-    return Problem(*addresses, len(dims), table, *strides, keys, slice_numel)
+    """dims with all five strides"""
+    sizes = (ctypes.c_int64 * len(dims))(*(size for size, _ in dims))
+    strides = [(ctypes.c_int64 * len(dims))(*(s[k] for _, s in dims)) for k in range(5)]
+    segment_numel = 1
+    for size, (*_, index, _) in reversed(dims):
+        if index != segment_numel:
+            break
+        segment_numel *= size
+    return Problem(
+        FORMS.index(form), *addresses, keys, first_index, len(dims), sizes, *strides, segment_numel
+    )
 
 
 def storage(tensor: Tensor) -> np.ndarray:
@@ -226,24 +265,39 @@ class Result:
     stats: Stats
 
 
+def dimensions(
+    x: Tensor, scale: Tensor, out: Tensor, key: Tensor, block: Block | None = None
+) -> tuple[Dims, int]:
+    """As csrc/call.h numbers them, and the noise index of the first element."""
+    batch = list(key.shape[:-1])
+    while batch and batch[-1] == 1:
+        batch.pop()
+    shape, offset = block or (out.shape, [0] * out.dim())
+    dims: Dims = []
+    first = 0
+    for d, size in enumerate(out.shape):
+        index = 0 if d < len(batch) else math.prod(shape[d + 1 :])
+        first += offset[d] * index
+        key_stride = key.stride(d) if d < len(batch) and key.size(d) > 1 else 0
+        dims.append((size, [*(t.stride(d) for t in (x, scale, out)), index, key_stride]))
+    return merged(dims), first
+
+
 def run(
     gpu: Gpu,
     arch: int,
     op: str,
     x: Tensor,
-    log_var: Tensor,
+    scale: Tensor,
     key: Tensor,
     *,
+    form: str = "log_var",
+    block: Block | None = None,
     approx_error: float | np.random.Generator = 0.0,
 ) -> Result:
     """An op of tensors of one dtype, as csrc/cuda computes it: checked, every byte written once."""
-    out = torch.empty_like(torch.add(x, log_var))
-    x, log_var = x.expand(out.shape), log_var.expand(out.shape)
-    batch = list(key.shape[:-1])
-    while batch and batch[-1] == 1:
-        batch.pop()
-    keys = key.reshape(*batch, 2).expand(*out.shape[: len(batch)], 2).contiguous()
-    slice_numel = int(np.prod(out.shape[len(batch) :], dtype=np.int64))
+    out = torch.empty_like(torch.add(x, scale))
+    x, scale = x.expand(out.shape), scale.expand(out.shape)
     memory = Memory()
     buffers: dict[int, int] = {}
 
@@ -255,11 +309,11 @@ def run(
 
     addresses = (
         address("x", x),
-        address("log_var", log_var),
+        address("scale", scale),
         address("out", out, writable=True),
     )
-    key_address = memory.allocate("key", keys.numpy().reshape(-1).view(np.uint64))
-    problem = make_problem(merged([x, log_var, out]), addresses, key_address, slice_numel)
+    dims, first_index = dimensions(x, scale, out, key, block)
+    problem = make_problem(dims, addresses, address("key", key), first_index=first_index, form=form)
     status, launches = gpu.record(op, out.dtype, problem)
     assert status == 0, status
     assert len(launches) == 1

@@ -32,6 +32,7 @@ class Name(NamedTuple):
 
     form: str  # whole, rows or elements
     op: str
+    scale: str  # LogVar or Std
     dtype: str
     index_bits: int
     source: str  # of the key: KeyTensor or Generator
@@ -39,14 +40,14 @@ class Name(NamedTuple):
     @staticmethod
     def parse(mangled: str) -> Name:
         m = re.search(
-            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|SampleBackward)E"
+            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|SampleBackward)INS_\d+(LogVar|Std)EEE"
             r"(?:NS_(4Half|8BFloat16)E|([fd]))([jm]?)NS_\d+(KeyTensor|Generator)E",
             mangled,
         )
         if m is None:
             raise ValueError(f"not a kernel of csrc/cuda: {mangled}")
         op = "sample" if m[2] == "Sample" else "sample_backward"
-        return Name(m[1], op, DTYPES[m[3] or m[4]], 32 if m[5] == "j" else 64, m[6])
+        return Name(m[1], op, m[3], DTYPES[m[4] or m[5]], 32 if m[6] == "j" else 64, m[7])
 
 
 class Instruction(NamedTuple):
@@ -201,7 +202,7 @@ def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
 
 def table(kernels: dict[int, list[Kernel]]) -> str:
     rows = [
-        f"{'arch':8}{'form':10}{'index':7}{'op':17}{'key':11}{'dtype':10}"
+        f"{'arch':8}{'form':10}{'index':7}{'op':17}{'scale':8}{'key':11}{'dtype':10}"
         "registers  spilled  16 B loads, stores  instructions/element"
     ]
     for arch, group in kernels.items():
@@ -213,7 +214,7 @@ def table(kernels: dict[int, list[Kernel]]) -> str:
             )
             rows.append(
                 f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:17}"
-                f"{k.name.source:11}{k.name.dtype:10}{k.registers:9}{k.spilled_bytes:9}"
+                f"{k.name.scale:8}{k.name.source:11}{k.name.dtype:10}{k.registers:9}{k.spilled_bytes:9}"
                 f"{f'{loads}, {stores}':>20}{slots:>22}"
             )
     return "\n".join(rows)

@@ -54,7 +54,7 @@ import gpu_run
 import numpy as np
 import torch
 from digest import extremes
-from gpu_run import BLOCK, GeneratorState, Gpu, Launch, make_problem
+from gpu_run import BLOCK, GeneratorState, Gpu, Launch, make_problem, numbered
 from helpers import assert_same_bits, inputs, key_of
 from machine_code import Name
 from ptx import Kernel, Machine, Memory, Module, PTXError
@@ -158,6 +158,9 @@ class Case:
         return ""
 
 
+FORMS = {"LogVar": "log_var", "Std": "std"}
+
+
 class Cases:
     """Makes the cases of one kernel."""
 
@@ -187,12 +190,16 @@ class Cases:
         captured: bool = False,
         about: str = "",
         aimed: bool = False,
+        first_index: int = 0,
+        apart: int = 0,
     ) -> None:
         """Blocks of a launch on elements at the places that dims give them, `shift` further on.
 
         Only these elements are in memory. There is a key for each `slice_numel` of them. `aimed`
-        x show the last bits of sigma and of the noise.
+        x show the last bits of sigma and of the noise. In a slice the noise starts at
+        `first_index`; where slices are `apart` they are rows of a block, with one key.
         """
+        self.first_index, self.apart = first_index, apart
         numel = int(np.prod([size for size, _ in dims], dtype=object))
         slice_numel = slice_numel or numel
         elements, blocks = self._elements(numel, slice_numel, blocks)
@@ -201,7 +208,7 @@ class Cases:
         repeats = -(-len(elements) // x.numel())
         tensors = [t.repeat(repeats)[: len(elements)] for t in (x, log_var)]
         areas, indices = [], []
-        for area_name, where in zip(("x", "log_var", "out"), places, strict=True):
+        for area_name, where in zip(("x", "scale", "out"), places, strict=True):
             # a vector that begins before the elements is not one that is read
             start = int(where.min()) // self.per_vector * self.per_vector
             array = np.full(int(where.max()) - start + 1, ~self.bits(0), self.bits)
@@ -216,14 +223,16 @@ class Cases:
         slices = range(elements.start // slice_numel, (elements.stop - 1) // slice_numel + 1)
         keys = np.empty((len(slices), 2), np.uint64)
         for row, s in zip(keys, slices, strict=True):
-            row[:] = [(2**63 + 5 + s * 2654435761) % 2**64, (offset - 2 * s) % 2**64]
+            t = 0 if apart else s
+            row[:] = [(2**63 + 5 + t * 2654435761) % 2**64, (offset - 2 * t) % 2**64]
         if aimed:
             tensors[0] = self._aimed(tensors[1], keys, elements, slices, slice_numel)
             areas[0].array[indices[0]] = tensors[0].view(self.ints).numpy().view(self.bits)
 
         state = None
         if self.kernel_name.source == "KeyTensor":
-            areas.append(Area("key", keys.reshape(-1), start=slices.start * 16))
+            start = 0 if apart else slices.start * 16
+            areas.append(Area("key", keys[: 1 if apart else None].reshape(-1), start=start))
         else:
             areas.append(Area("key", np.zeros(2, np.uint64), writable=True))
             if captured:
@@ -240,8 +249,16 @@ class Cases:
                 # the graph's own part of the offset comes on top; both count 4 for each counter
                 state = GeneratorState(0, 4 * 6, addresses[4], addresses[5], addresses[3])
         shifted = [a + s * self.itemsize for a, s in zip(addresses[:3], shift, strict=True)]
+        numbers = numbered(dims, slice_numel)
+        if apart:
+            for _, strides in numbers:
+                strides[3:] = [strides[3] + apart * (strides[4] // 2), 0]
         problem = make_problem(
-            dims, (shifted[0], shifted[1], shifted[2]), 0 if state else addresses[3], slice_numel
+            numbers,
+            (shifted[0], shifted[1], shifted[2]),
+            0 if state else addresses[3],
+            first_index=first_index,
+            form=FORMS[self.kernel_name.scale],
         )
         status, launches = self.gpu.record(self.kernel_name.op, self.dtype, problem, state)
         assert status == 0, (self.kernel_name, label, status)
@@ -267,6 +284,12 @@ class Cases:
     def _elements(self, numel: int, slice_numel: int, blocks: range | None) -> tuple[range, range]:
         """The elements that blocks compute, and the blocks if all are meant."""
         slice_counters = -(-slice_numel // 4)
+        if (
+            self.first_index % 4 or self.apart % 4
+        ):  # a counter that is cut may go to either side: all of them
+            assert blocks is None
+            cut_counters = numel // slice_numel * ((slice_numel + 6) // 4)
+            return range(numel), range(-(-cut_counters // BLOCK))
 
         def first_element(block: int) -> int:
             if self.kernel_name.form != "elements":
@@ -303,10 +326,13 @@ class Cases:
         for (seed, offset), s in zip(keys.tolist(), slices, strict=True):
             low = max(elements.start, s * slice_numel)
             high = min(elements.stop, (s + 1) * slice_numel)
-            counter, skipped = divmod(low - s * slice_numel, 4)
+            counter, skipped = divmod(self.first_index + s * self.apart + low - s * slice_numel, 4)
             part = [t[low - elements.start : high - elements.start] for t in tensors]
             x, log_var = (torch.cat([torch.zeros(skipped, dtype=t.dtype), t]) for t in part)
-            out = CPU_OPS[self.kernel_name.op](x, log_var, key_of(seed, offset + counter))
+            form = FORMS[self.kernel_name.scale]
+            unused = (self.kernel_name.op, form) == ("sample_backward", "std")
+            key = key_of(seed, offset + counter)
+            out = CPU_OPS[self.kernel_name.op](x, None if unused else log_var, key, form)
             parts.append(out[skipped:])
         return torch.cat(parts)
 
@@ -366,6 +392,8 @@ def _whole(made: Cases, largest: int) -> None:
     made.add("extremes", contiguous(2 * block), values=odd)
     made.add("extremes in the tail", contiguous(block - 2), values=odd)
     made.add("beyond 2^63", contiguous(block), offset=2**63 - 3)
+    if made.kernel_name.source == "KeyTensor":
+        made.add("a block", contiguous(block + 7), first_index=2**40 + 12)
     for power in (31, 33, 35):
         last = (2**power + 77) // block
         for label, first in (("middle", last // 2), ("end", last - 1)):
@@ -414,6 +442,13 @@ def _views(made: Cases, largest: int) -> Dims:
             for n in (c, 2 * step, 8 * step) if rows else (c, 3, 9):
                 made.add(f"keys of {n}", [(35 * n, [1, 1, 1])], slice_numel=n)
             made.add("keys of chunks", [(35, [pad, c, c]), (c, [1, 1, 1])], slice_numel=5 * c)
+            made.add(
+                "a block",
+                [(35, [pad, c, c]), (c, [1, 1, 1])],
+                slice_numel=c,
+                first_index=2**34 + 8,
+                apart=2**33 + 12,
+            )
         else:
             made.add("captured", [(9, [pad, c, c]), (c, [1, 1, 1])], captured=True)
             odd_offset = 2**61 + 3
@@ -456,6 +491,15 @@ def _views(made: Cases, largest: int) -> Dims:
                 dims,
                 blocks=range(last - 3, last - 1),
                 slice_numel=columns,
+                about="places",
+            )
+            made.add(
+                f"{numel:#x}, a block",
+                dims,
+                blocks=range(last - 3, last - 1),
+                slice_numel=columns,
+                first_index=2**34 + 8,
+                apart=2**33 + 12,
                 about="places",
             )
     # strides beyond 2^32, of vectors too, in each place that a dimension may have
@@ -527,6 +571,17 @@ def _elements(made: Cases, largest: int) -> None:
         if batched:
             for n in (1, 2, 3, 5, 7):
                 made.add(f"keys of {n} elements", [(41 * n, [1, 1, 1])], slice_numel=n)
+            for first in (1, 2, 3, 2**35 + 6):
+                made.add(f"a block from {first}", [(1001, [1, 1, 1])], first_index=first)
+            for n, first, apart in ((5, 3, 7), (40, 2**34 + 1, 2**33 + 3), (1, 1, 3), (8, 0, 44)):
+                made.add(
+                    f"rows of {n} from {first}, {apart} apart",
+                    [(41 * n, [1, 1, 1])],
+                    slice_numel=n,
+                    first_index=first,
+                    apart=apart,
+                )
+            made.add("keys from 6", [(35 * 9, [1, 1, 1])], slice_numel=9, first_index=6)
             made.add(
                 "a key for each element, at the end",
                 [(2**31 - 1, [1, 1, 1])],
@@ -580,7 +635,7 @@ class Mutant:
 
 
 def describe(name: Name) -> str:
-    return f"{name.form}{name.index_bits} {name.op} {name.dtype} {name.source}"
+    return f"{name.form}{name.index_bits} {name.op} {name.scale} {name.dtype} {name.source}"
 
 
 def shorten(text: str) -> str:

@@ -11,7 +11,17 @@ import numpy as np
 import pytest
 import torch
 from digest import extremes
-from gpu_run import ARCHS, BLOCK, GeneratorState, Gpu, make_problem, merged, run
+from gpu_run import (
+    ARCHS,
+    BLOCK,
+    Dims,
+    GeneratorState,
+    Gpu,
+    dimensions,
+    make_problem,
+    numbered,
+    run,
+)
 from helpers import assert_same_bits, inputs, key_of, needs_kernels
 from ptx import Machine, Memory
 from torch import Tensor
@@ -25,7 +35,7 @@ pytestmark = [
     pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
 ]
 
-CPU_OPS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+CPU_OPS: dict[str, Callable[..., Tensor]] = {
     "sample": _ops.sample_from_key,
     "sample_backward": _ops.sample_backward,
 }
@@ -126,6 +136,74 @@ def test_batched_keys(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
         assert_as_on_the_cpu(result, op, x, log_var, keys)
 
 
+def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    """The other form of the scale: tails, views, batched keys, extreme values."""
+    x, std = inputs(3, 10, 7, 16, dtype=dtype)
+    cases = [
+        ("whole", *inputs(PER_BLOCK[dtype] + 5, dtype=dtype), key_of(2**64 - 59, 2**64 - 300)),
+        ("whole", torch.ones_like(extremes(dtype)), extremes(dtype), key_of(3)),
+        ("rows", x.transpose(0, 2), std.transpose(0, 2), key_of(11, 2**32 - 3)),
+        ("elements", x[..., ::3], std[..., ::3], key_of(12)),
+        ("elements", *inputs(5, 7, dtype=dtype), reparam_fused.split(key_of(17), 5)),
+    ]
+    for kernel, a, b, key in cases:
+        result = run(gpu, arch, op, a, b if op == "sample" else a, key, form="std")
+        assert (result.launch.name.form, result.launch.name.scale) == (kernel, "Std")
+        arguments = (a, b if op == "sample" else None, key, "std")
+        assert_same_bits(result.out, CPU_OPS[op](*arguments))
+        if op == "sample_backward":
+            size = a.untyped_storage().nbytes()
+            assert result.stats.read_bytes["x"] <= size  # the gradient alone
+
+
+# The kernel, global_shape, global_offset, shape
+BLOCKS = [
+    ("whole", (6000,), (256,), (5001,)),
+    ("whole", (30, 40), (7, 0), (11, 40)),
+    ("rows", (30, 64), (7, 16), (11, 32)),
+    ("rows", (3, 5, 8, 16), (1, 2, 4, 0), (2, 3, 4, 16)),
+    ("elements", (6000,), (257,), (3001,)),
+    ("elements", (30, 41), (7, 13), (11, 20)),
+    ("elements", (30, 43), (7, 3), (11, 40)),
+    ("elements", (64, 3), (5, 1), (50, 1)),
+    ("elements", (5, 6, 7), (1, 2, 3), (3, 3, 3)),
+    ("elements", (9,), (7,), (1,)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "whole", "offset", "shape"), BLOCKS)
+def test_blocks(
+    gpu: Gpu,
+    arch: int,
+    op: str,
+    kernel: str,
+    whole: tuple[int, ...],
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> None:
+    """Each element has the noise of its place in the whole."""
+    x, scale = inputs(*shape, dtype=dtype)
+    key = key_of(77, 2**32 - 9)
+    result = run(gpu, arch, op, x, scale, key, block=(whole, offset))
+    assert result.launch.name.form == kernel
+    assert_same_bits(result.out, CPU_OPS[op](x, scale, key, "log_var", whole, offset))
+
+
+def test_a_block_far_out_with_batched_keys(
+    gpu: Gpu, arch: int, op: str, dtype: torch.dtype
+) -> None:
+    for kernel, whole, offset, shape in (
+        ("rows", (9, 2**30, 2**20), (4, 2**29 + 1, 2**19), (3, 2, 16)),
+        ("elements", (9, 2**30, 2**20), (4, 2**29 + 1, 2**19 + 7), (3, 2, 9)),
+    ):
+        x, scale = inputs(*shape, dtype=dtype)
+        keys = reparam_fused.split(key_of(77, 2**64 - 3), 6)[::2]  # read where they lie
+        result = run(gpu, arch, op, x, scale, keys, block=(whole, offset))
+        assert result.launch.name.form == kernel
+        assert_same_bits(result.out, CPU_OPS[op](x, scale, keys, "log_var", whole, offset))
+
+
 @functools.cache
 def window(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return inputs(n, dtype=dtype, seed=3)
@@ -136,7 +214,7 @@ def run_window(
     arch: int,
     op: str,
     dtype: torch.dtype,
-    dims: list[tuple[int, list[int]]],
+    dims: Dims,
     blocks: range,
     elements: range,
 ) -> tuple[str, int, Tensor, Tensor]:
@@ -172,7 +250,9 @@ def run_window(
     key = np.array([77, offset], np.uint64)
     numel = int(np.prod([size for size, _ in dims]))
     problem = make_problem(
-        dims, (addresses[0], addresses[1], addresses[2]), memory.allocate("key", key), numel
+        numbered(dims, numel),
+        (addresses[0], addresses[1], addresses[2]),
+        memory.allocate("key", key),
     )
     status, (launch,) = gpu.record(op, dtype, problem)
     assert status == 0
@@ -284,7 +364,8 @@ def test_the_generator_gives_the_key(
             captured_offset=memory.allocate("offset", np.array([4 * (offset - 6)], np.uint64)),
             key_out=key_out,
         )
-    problem = make_problem(merged([x, log_var, out]), addresses, 0, x.numel())
+    dims, _ = dimensions(x, log_var, out, key_of(0))
+    problem = make_problem(dims, addresses, 0)
     status, (launch,) = gpu.record("sample", dtype, problem, state)
     assert (status, launch.name.form) == (0, form)
     machine = Machine(gpu.kernel(arch, launch.kernel), memory)
@@ -310,9 +391,9 @@ def test_traffic(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     x, log_var = inputs(n, dtype=dtype)
     stats = run(gpu, arch, op, x, log_var, key_of(1)).stats
     size = x.element_size()
-    assert stats.read_bytes["x"] == stats.read_bytes["log_var"] == n * size
+    assert stats.read_bytes["x"] == stats.read_bytes["scale"] == n * size
     assert stats.written_bytes["out"] == n * size
-    for name, kind in (("x", "ld"), ("log_var", "ld"), ("out", "st")):
+    for name, kind in (("x", "ld"), ("scale", "ld"), ("out", "st")):
         assert set(stats.widths[name, kind]) == {16}
         assert stats.sectors[name] == n * size // 32  # every sector is used whole
     # with a tail only its own elements are read one by one
@@ -326,18 +407,18 @@ def test_traffic(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
 
 def test_nothing_is_launched_for_an_empty_problem(gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     for dims in ([(0, [1, 1, 1])], [(3, [0, 1, 1]), (0, [1, 1, 1])]):
-        assert gpu.record(op, dtype, make_problem(dims, (0, 0, 0), 0, 0)) == (0, [])
+        assert gpu.record(op, dtype, make_problem(numbered(dims, 0), (0, 0, 0), 0)) == (0, [])
 
 
 def test_a_launch_goes_to_the_given_stream_without_shared_memory(gpu: Gpu, op: str) -> None:
-    problem = make_problem([(5000, [1, 1, 1])], (4096, 8192, 16384), 256, 5000)
+    problem = make_problem([(5000, [1, 1, 1, 1, 0])], (4096, 8192, 16384), 256)
     status, (launch,) = gpu.record(op, torch.float32, problem, stream=0x1234)
     assert (status, launch.stream, launch.shared_bytes) == (0, 0x1234, 0)
     assert (launch.grid, launch.block) == (3, BLOCK)
 
 
 def test_a_grid_that_no_gpu_has_is_refused(gpu: Gpu, op: str) -> None:
-    problem = make_problem([(2**46, [2, 2, 2])], (4096, 8192, 16384), 256, 2**46)
+    problem = make_problem([(2**46, [2, 2, 2, 1, 0])], (4096, 8192, 16384), 256)
     status, launches = gpu.record(op, torch.float32, problem)
     assert (status, launches) == (9, [])  # cudaErrorInvalidConfiguration
 

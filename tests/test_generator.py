@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from helpers import assert_same_bits, inputs
@@ -125,43 +123,3 @@ def test_threads_share_the_default_generator() -> None:
     with ThreadPoolExecutor(8) as pool:
         draws = list(pool.map(lambda _: fused_reparameterize(zero, zero), range(2000)))
     assert torch.stack(draws).unique(dim=0).shape[0] == 2000
-
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
-)
-BACKENDS = pytest.mark.parametrize(
-    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=needs_compiler)]
-)
-
-
-@BACKENDS
-def test_compiled_calls_draw_fresh_noise(backend: str) -> None:
-    """A compiler may merge equal calls, or bake the seed in: the draw is one it knows."""
-
-    @torch.compile(backend=backend, fullgraph=True)
-    def four(mu: Tensor, log_var: Tensor) -> list[Tensor]:
-        return [fused_reparameterize(mu, log_var) for _ in range(4)]
-
-    torch.manual_seed(2)
-    samples = four(MU, LOG_VAR) + four(MU, LOG_VAR)
-    for i, a in enumerate(samples):
-        for b in samples[:i]:
-            assert not torch.equal(a, b)
-    torch.manual_seed(2)
-    for z, again in zip(samples, four(MU, LOG_VAR), strict=False):
-        assert_same_bits(again, z)
-
-
-@BACKENDS
-def test_compiled_calls_with_a_key_equal_eager_ones(backend: str) -> None:
-    """Forward and backward, as bits."""
-    key = reparam_fused.key(8)
-    mu, log_var = MU.clone().requires_grad_(), LOG_VAR.clone().requires_grad_()
-    compiled = torch.compile(fused_reparameterize, backend=backend, fullgraph=True)
-    results = []
-    for call in (fused_reparameterize, compiled):
-        z = call(mu, log_var, key=key)
-        results.append((z, *torch.autograd.grad(z.sum(), (mu, log_var))))
-    for eager, again in zip(*results, strict=True):
-        assert_same_bits(again, eager)

@@ -19,12 +19,15 @@ pytestmark = [
 
 # Instructions for each element of a full block, in float32 and the half types: an H100
 # issues 53 while its memory moves the 6 bytes of a half-type element.
-CEILING = {80: 53.0, 86: 53.1, 89: 53.1, 90: 53.0, 100: 53.0, 120: 53.0}
+STD_CEILING = 39.0
+CEILING = {80: 53.0, 86: 53.1, 89: 53.1, 90: 53.0, 100: 53.4, 120: 53.0}
 # float64 has half the normals for each counter, and longer polynomials.
 FLOAT64_CEILING = 170.0
 # 48 leave room for 40 warps on a multiprocessor, 56 for 36 and 64 for 32. The last is
-# for float64, and for the 64-bit divisions of strided tensors beyond 2^31 elements.
+# for float64, and for the 64-bit divisions of strided tensors beyond 2^31 elements. A std
+# frees issue slots, not registers: its gradient takes 50.
 REGISTERS = {"whole": 48, "rows": 56, "elements": 48}
+STD_REGISTERS = 56
 MORE_REGISTERS = 64
 
 
@@ -35,8 +38,8 @@ def kernels() -> dict[int, list[Kernel]]:
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_nothing_is_spilled(kernels: dict[int, list[Kernel]], arch: int) -> None:
-    # 2 ops, one of them with two sources of keys, in 4 dtypes and 5 forms
-    assert len({k.name for k in kernels[arch]}) == 3 * 4 * 5
+    # 2 ops, one of them with two sources of keys, of 2 scales in 4 dtypes and 5 forms
+    assert len({k.name for k in kernels[arch]}) == 3 * 2 * 4 * 5
     for k in kernels[arch]:
         assert (k.stack_bytes, k.spilled_bytes) == (0, 0), k.name
         local = [o for o in k.code.opcodes if re.match(r"(LDL|STL)\b", o)]
@@ -50,7 +53,8 @@ def test_the_body_moves_16_bytes_at_a_time(kernels: dict[int, list[Kernel]], arc
         vectors = machine_code.VECTORS_PER_THREAD if k.name.form == "whole" else 1
         loads = [i.opcode for i in body if i.opcode.startswith("LDG")]
         # besides the inputs there is at most the key: two words of 8 bytes
-        assert sum(".128" in o for o in loads) == (2 * vectors if body else 0), k.name
+        inputs = 1 if k.name.op == "sample_backward" and k.name.scale == "Std" else 2
+        assert sum(".128" in o for o in loads) == (inputs * vectors if body else 0), k.name
         assert all(".128" in o or ".64" in o for o in loads), k.name
         assert sum(".64" in o for o in loads) <= 2, k.name
         stores = sum(machine_code.is_vector_store(i) for i in body)
@@ -60,11 +64,9 @@ def test_the_body_moves_16_bytes_at_a_time(kernels: dict[int, list[Kernel]], arc
 @pytest.mark.parametrize("arch", ARCHS)
 def test_registers(kernels: dict[int, list[Kernel]], arch: int) -> None:
     for k in kernels[arch]:
+        ceiling = REGISTERS[k.name.form] if k.name.scale == "LogVar" else STD_REGISTERS
         many = k.name.dtype == "float64" or (k.name.index_bits == 64 and k.name.form != "whole")
-        assert k.registers <= (MORE_REGISTERS if many else REGISTERS[k.name.form]), (
-            k.name,
-            k.registers,
-        )
+        assert k.registers <= (MORE_REGISTERS if many else ceiling), (k.name, k.registers)
 
 
 @pytest.mark.parametrize("arch", ARCHS)
@@ -72,7 +74,9 @@ def test_instructions_per_element(kernels: dict[int, list[Kernel]], arch: int) -
     print(machine_code.table({arch: kernels[arch]}))
     for k in kernels[arch]:
         if k.name.form == "whole":
-            ceiling = FLOAT64_CEILING if k.name.dtype == "float64" else CEILING[arch]
+            ceiling = CEILING[arch] if k.name.scale == "LogVar" else STD_CEILING
+            if k.name.dtype == "float64":
+                ceiling = FLOAT64_CEILING
             assert k.code.slots_per_element(k.name.dtype) <= ceiling, (
                 k.name,
                 k.code.slots_per_element(k.name.dtype),

@@ -24,9 +24,9 @@ ARCH = 90
 SEED = 20
 # Each kernel costs a second or two for its cases, whatever the number of its mutants.
 SAMPLED = [
-    Name("rows", "sample", "float32", 32, "KeyTensor"),
-    Name("elements", "sample_backward", "bfloat16", 64, "KeyTensor"),
-    Name("whole", "sample", "bfloat16", 64, "Generator"),
+    Name("rows", "sample", "Std", "float32", 32, "KeyTensor"),
+    Name("elements", "sample_backward", "LogVar", "bfloat16", 64, "KeyTensor"),
+    Name("whole", "sample", "LogVar", "bfloat16", 64, "Generator"),
 ]
 PER_KERNEL = 40
 
@@ -63,7 +63,7 @@ def _operands(kernel: Kernel, instruction: Instruction) -> list[str | list[int] 
 def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
     """Only the changed instruction is read: the kernel is that of the whole text, changed."""
     names = mutate_ptx.kernel_names(gpu, ARCH, ["float16"])
-    name = Name("rows", "sample", "float16", 64, "KeyTensor")
+    name = Name("rows", "sample", "LogVar", "float16", 64, "KeyTensor")
     bench = Workbench(gpu.kernel_source(ARCH, names[name]))
     mutants = list(Mutator(bench.kernel))
     for mutant in random.Random(SEED).sample(mutants, 20):

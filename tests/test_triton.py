@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -57,13 +58,24 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 
 def compare(
-    arch: int, x: Tensor, log_var: Tensor, key: Tensor, *, backward: bool, kernel: object
+    arch: int,
+    x: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    *,
+    backward: bool,
+    kernel: object,
+    form: str = "log_var",
+    block: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
 ) -> None:
     op = _ops.sample_backward if backward else _ops.sample_from_key
-    expected = op(x, log_var, key)
+    expected = op(x, None if backward and form == "std" else scale, key, form, *block)
+    options = {"form": form, "global_shape": block[0], "global_offset": block[1]}
     # Triton packs a half element with what is in a register that nobody wrote.
     for undefined in (None,) if x.dtype == torch.float32 else (0, 2**64 - 1):
-        out, plan, _ = triton_run.run(arch, x, log_var, key, backward=backward, undefined=undefined)
+        out, plan, _ = triton_run.run(
+            arch, x, scale, key, backward=backward, undefined=undefined, **options
+        )
         assert plan.kernel is kernel
         assert_same_bits(out, expected)
 
@@ -109,6 +121,47 @@ def test_compiled_kernels_read_views_where_they_lie(dtype: torch.dtype, backward
     ]
     for case in cases:
         compare(90, *case, backward=backward, kernel=triton_kernels.elements_kernel)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_std(arch: int, dtype: torch.dtype, backward: bool) -> None:
+    x, std = inputs(PER_BLOCK[dtype] + 5, dtype=dtype)
+    y, y_std = inputs(6, 7, 16, dtype=dtype)
+    for kernel, a, b, key in (
+        (triton_kernels.whole_kernel, x, std, key_of(2**64 - 59, 2**64 - 300)),
+        (
+            triton_kernels.whole_kernel,
+            torch.ones_like(extremes(dtype)),
+            extremes(dtype),
+            key_of(3),
+        ),
+        (
+            triton_kernels.elements_kernel,
+            y.transpose(0, 2),
+            y_std.transpose(0, 2),
+            reparam_fused.split(key_of(4), 16),
+        ),
+    ):
+        compare(arch, a, a if backward else b, key, backward=backward, kernel=kernel, form="std")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blocks(dtype: torch.dtype, backward: bool) -> None:
+    """Each element has the noise of its place in the whole."""
+    whole, elements = triton_kernels.whole_kernel, triton_kernels.elements_kernel
+    key = key_of(77, 2**32 - 9)
+    far = (9, 2**30, 2**20), (4, 2**29 + 1, 2**19 + 7)
+    for kernel, block, shape, k in (
+        (whole, ((6000,), (256,)), (5001,), key),
+        (whole, ((30, 40), (7, 0)), (11, 40), key),
+        (elements, ((30, 64), (7, 16)), (11, 32), key),
+        (elements, ((6000,), (257,)), (3001,), key),
+        (elements, ((64, 3), (5, 1)), (50, 1), key),
+        (elements, ((5, 6, 7), (1, 2, 3)), (3, 3, 3), key),
+        (elements, far, (3, 2, 9), reparam_fused.split(key, 6)[::2]),
+    ):
+        x, scale = inputs(*shape, dtype=dtype)
+        compare(90, x, scale, k, backward=backward, kernel=kernel, block=block)
 
 
 @needs_nvdisasm
@@ -206,7 +259,7 @@ def test_the_key_is_the_position_of_the_generator(seed: int) -> None:
     assert key.tolist() == [seed, offset // 4 + 10]
 
 
-def test_blocks() -> None:
+def test_blocks_of_a_call() -> None:
     counts = [reference.blocks(n, torch.bfloat16) for n in (0, 1, 4, 5)]
     assert counts == [0, 1, 1, 2]
     assert reference.blocks(5, torch.float64) == 3

@@ -129,9 +129,9 @@ def test_bad_input(
 
 
 def test_a_call_without_arguments_is_pythons_own_error() -> None:
-    with pytest.raises(TypeError, match="missing 2 required positional arguments"):
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
         fused_reparameterize()  # type: ignore[call-arg]
-    with pytest.raises(TypeError, match="takes 2 positional arguments"):
+    with pytest.raises(TypeError, match="takes from 1 to 2 positional arguments"):
         fused_reparameterize(X, X, key(1))  # type: ignore[misc]
 
 

@@ -66,7 +66,7 @@ def main() -> None:
     built = {
         (k.name.op, k.name.dtype): k.code.slots_per_element(k.name.dtype)
         for k in machine_code.all_kernels((arch,))[arch]
-        if k.name.form == "whole" and k.name.source == "KeyTensor"
+        if (k.name.form, k.name.scale, k.name.source) == ("whole", "LogVar", "KeyTensor")
     }
     print(f"instructions an element on sm_{arch}")
     print(f"{'op':17}{'dtype':10}{'csrc/cuda':>10}{'triton':>10}{'tl.randn':>10}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from helpers import assert_same_bits, inputs, key_of
@@ -30,9 +32,11 @@ def create_fma(
     return interpreter.TensorHandle(result, z.dtype.scalar)
 
 
-def compare(x: Tensor, log_var: Tensor, key: Tensor) -> None:
+def compare(x: Tensor, scale: Tensor, key: Tensor, *options: Any) -> None:
     for op, expected_op in OPS:
-        result, expected = op(x, log_var, key), expected_op(x, log_var, key)
+        unused = op is triton_kernels.sample_backward and "std" in options
+        arguments = (x, None if unused else scale, key, *options)
+        result, expected = op(*arguments), expected_op(*arguments)
         assert result.stride() == expected.stride()
         if x.dtype == torch.float64:
             torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-14)
@@ -51,6 +55,9 @@ def main() -> None:
         compare(x[..., ::3], log_var[:, :1, ::3], key)
         compare(x.flatten()[1:], log_var.flatten()[1:], key)
         compare(x, log_var, reparam_fused.split(key, 4))
+        compare(x, log_var, key, "std")
+        compare(x, log_var, key, "log_var", (9, 8, 12), (5, 1, 2))
+        compare(x[0, 0], log_var[0, 0], key, "std", (99,), (32,))
     print("compared")
 
 

@@ -66,16 +66,17 @@ def _parse(ptx: str) -> Kernel:
 def run(
     arch: int,
     x: Tensor,
-    log_var: Tensor,
+    scale: Tensor,
     key: Tensor,
     *,
     backward: bool,
     undefined: int | None = None,
+    **options: Any,
 ) -> tuple[Tensor, Plan, Stats]:
     """An op of tensors of one dtype, as a GPU would compute it: every byte written once."""
-    out = torch.empty_like(torch.add(x, log_var))
-    x, log_var = x.expand(out.shape), log_var.expand(out.shape)
-    plan = triton_kernels.plan(x, log_var, key, out, backward=backward)
+    out = torch.empty_like(torch.add(x, scale))
+    x, scale = x.expand(out.shape), scale.expand(out.shape)
+    plan = triton_kernels.plan(x, scale, key, out, backward=backward, **options)
     kernel = _parse(compile_plan(plan, NVIDIA[arch]).asm["ptx"])
     memory = Memory()
     buffers: dict[int, int] = {}

@@ -6,23 +6,35 @@ namespace reparam_fused {
 
 enum DType { kFloat, kDouble, kHalf, kBFloat16, kDTypes };
 
-// One call, as the kernels see it: two inputs, one output, all of one dtype and
-// of one broadcast shape, with strides in elements. Dimensions are in logical
-// (row-major) order, outermost first, merged where every operand allows it. The
-// tables are in host memory.
+// What the scale is given as.
+enum Form { kLogVar, kStd };
+
+// One call, as the kernels see it: two inputs, one output, all of one dtype and of
+// one broadcast shape. What differs from element to element has a stride for each
+// dimension: where the operands lie, which noise index an element has, and which
+// key. Dimensions are in logical (row-major) order, outermost first, merged where all
+// of these allow it. The tables are in host memory.
 struct Problem {
-  const void* x;  // mu, or grad_z
-  const void* log_var;
+  Form form;
+  const void* x;      // mu, or grad_z
+  const void* scale;  // not read by the backward of a std
   void* out;
+  // (seed, offset) pairs, on the device of the tensors
+  const uint64_t* keys;
+  // The noise index of the first element: above 0 in a shard of a larger tensor
+  int64_t first_index;
   int ndim;  // >= 1
   const int64_t* sizes;
+  // In elements
   const int64_t* x_strides;
-  const int64_t* log_var_strides;
+  const int64_t* scale_strides;
   const int64_t* out_strides;
-  // One (seed, offset) for every slice_numel elements, on the device of the
-  // tensors; the noise index starts from 0 in each slice.
-  const uint64_t* keys;
-  int64_t slice_numel;
+  const int64_t* index_strides;
+  // In words of 64 bits
+  const int64_t* key_strides;
+  // So many elements, from the first on, share a key and have noise indices in a row;
+  // and so on to the end. The sizes of some innermost dimensions, multiplied.
+  int64_t segment_numel;
 };
 
 }  // namespace reparam_fused

@@ -16,7 +16,7 @@ namespace reparam_fused {
 // interrupts: their places are offset + i * inner stride.
 struct Run {
   int length;
-  int64_t x, log_var, out;
+  int64_t x, scale, out;
 };
 
 // Walks the elements in logical order and gives them out as runs.
@@ -37,7 +37,7 @@ class Cursor {
     const int inner = p_.ndim - 1;
     const int64_t left = p_.sizes[inner] - index_[inner];
     const int64_t taken = length < left ? length : left;
-    const Run run{static_cast<int>(taken), x_, log_var_, out_};
+    const Run run{static_cast<int>(taken), x_, scale_, out_};
     index_[inner] += taken;
     step(inner, taken);
     for (int d = inner; d > 0 && index_[d] == p_.sizes[d]; --d) {
@@ -52,52 +52,66 @@ class Cursor {
  private:
   REPARAM_FUSED_INLINE void step(int d, int64_t n) {
     x_ += n * p_.x_strides[d];
-    log_var_ += n * p_.log_var_strides[d];
+    scale_ += n * p_.scale_strides[d];
     out_ += n * p_.out_strides[d];
   }
 
   // Dimensions of one element are merged away, and 2^63 elements have no more.
   static constexpr int kMaxDims = 63;
   const Problem& p_;
-  int64_t x_ = 0, log_var_ = 0, out_ = 0;
+  int64_t x_ = 0, scale_ = 0, out_ = 0;
   int64_t index_[kMaxDims];
 };
 
-// kLanes counters' worth of elements, contiguous in memory.
 template <class V, class T, class Op>
-REPARAM_FUSED_INLINE void compute_tile(const T* x, const T* log_var, T* out, uint64_t first_counter,
-                                       uint64_t seed) {
+REPARAM_FUSED_INLINE void apply_tile(const T* x, const T* scale, T* out,
+                                     const typename Element<V, T>::Register* eps) {
   constexpr int kRegisters = Element<V, T>::kPerCounter;
   using R = typename Element<V, T>::Register;
-  R eps[kRegisters], x_in[kRegisters], log_var_in[kRegisters], result[kRegisters];
-  normals<V, T>(first_counter, seed, eps);
+  R x_in[kRegisters], scale_in[kRegisters], result[kRegisters];
   V::load_tile(x, x_in);
-  V::load_tile(log_var, log_var_in);
+  V::load_tile(scale, scale_in);
   for (int j = 0; j < kRegisters; ++j) {
-    result[j] = Op::template apply<V, R>(x_in[j], log_var_in[j], eps[j]);
+    result[j] = Op::template apply<V, R>(x_in[j], scale_in[j], eps[j]);
   }
   V::store_tile(out, result);
 }
 
+// kLanes counters' worth of elements, contiguous in memory. The form is no template
+// parameter here: a branch for a tile costs nothing, twice the kernels twice the build.
+template <class V, class T, template <class> class Op>
+REPARAM_FUSED_INLINE void compute_tile(Form form, const T* x, const T* scale, T* out,
+                                       uint64_t first_counter, uint64_t seed) {
+  typename Element<V, T>::Register eps[Element<V, T>::kPerCounter];
+  normals<V, T>(first_counter, seed, eps);
+  if (form == kStd) {
+    apply_tile<V, T, Op<Std>>(x, scale, out, eps);
+  } else {
+    apply_tile<V, T, Op<LogVar>>(x, scale, out, eps);
+  }
+}
+
 // A tile at a time: a wide one where as many elements are left, a narrow one for
 // what remains, and for what is cut by the end of the range or of a slice.
-template <class V, class T, class Op>
+template <class V, class T, template <class> class Op>
 class Loop {
  public:
   explicit REPARAM_FUSED_INLINE Loop(const Problem& p, int64_t begin)
       : cursor_(p, begin),
+        form_(p.form),
         x_(static_cast<const T*>(p.x)),
-        log_var_(static_cast<const T*>(p.log_var)),
+        scale_(static_cast<const T*>(p.scale)),
         out_(static_cast<T*>(p.out)),
         x_stride_(p.x_strides[p.ndim - 1]),
-        log_var_stride_(p.log_var_strides[p.ndim - 1]),
+        scale_stride_(p.scale_strides[p.ndim - 1]),
         out_stride_(p.out_strides[p.ndim - 1]) {}
 
   // The elements of noise index [index, stop) under one key; the first of them is
   // where the cursor stands.
-  REPARAM_FUSED_INLINE void slice(uint64_t seed, uint64_t offset, int64_t index, int64_t stop) {
+  REPARAM_FUSED_INLINE void segment(const uint64_t* key, int64_t index, int64_t stop) {
+    const uint64_t seed = key[0], offset = key[1];
     while (index < stop) {
-      const int skipped = static_cast<int>(index % kNarrow);
+      const int skipped = static_cast<int>(index % kPerCounter);
       const uint64_t counter = offset + static_cast<uint64_t>((index - skipped) / kPerCounter);
       const int64_t left = stop - index;
       if (skipped == 0 && left >= kWide) {
@@ -126,15 +140,15 @@ class Loop {
     }
     const bool whole = n_runs == 1 && count == W::kLanes * kPerCounter;
     const T* x = x_ + runs_[0].x;
-    const T* log_var = log_var_ + runs_[0].log_var;
+    const T* scale = scale_ + runs_[0].scale;
     if (!whole || x_stride_ != 1) x = gather(x_, &Run::x, x_stride_, n_runs, x_tile_, skipped);
-    if (!whole || log_var_stride_ != 1) {
-      log_var = gather(log_var_, &Run::log_var, log_var_stride_, n_runs, log_var_tile_, skipped);
+    if (!whole || scale_stride_ != 1) {
+      scale = gather(scale_, &Run::scale, scale_stride_, n_runs, scale_tile_, skipped);
     }
     if (whole && out_stride_ == 1) {
-      compute_tile<W, T, Op>(x, log_var, out_ + runs_[0].out, counter, seed);
+      compute_tile<W, T, Op>(form_, x, scale, out_ + runs_[0].out, counter, seed);
     } else {
-      compute_tile<W, T, Op>(x, log_var, out_tile_, counter, seed);
+      compute_tile<W, T, Op>(form_, x, scale, out_tile_, counter, seed);
       scatter(n_runs, skipped);
     }
   }
@@ -158,26 +172,48 @@ class Loop {
   }
 
   Cursor<V> cursor_;
+  const Form form_;
   const T* const x_;
-  const T* const log_var_;
+  const T* const scale_;
   T* const out_;
-  const int64_t x_stride_, log_var_stride_, out_stride_;
+  const int64_t x_stride_, scale_stride_, out_stride_;
   Run runs_[kWide];
   // Zeroed, so that the lanes without an element compute on numbers.
   alignas(64) T x_tile_[kWide] = {};
-  alignas(64) T log_var_tile_[kWide] = {};
+  alignas(64) T scale_tile_[kWide] = {};
   alignas(64) T out_tile_[kWide];
 };
 
-template <class V, class T, class Op>
+// The noise index of a segment's first element; the key moves on to its own.
+template <class V>
+REPARAM_FUSED_INLINE int64_t start_of_segment(const Problem& p, int64_t segment,
+                                              const uint64_t*& key) {
+  int64_t index = p.first_index;
+  int64_t inner = p.segment_numel;
+  for (int d = p.ndim - 1; segment > 0; --d) {
+    if (inner > 1) {  // a dimension within the segment
+      inner /= p.sizes[d];
+      continue;
+    }
+    const int64_t along = segment % p.sizes[d];
+    segment /= p.sizes[d];
+    index += along * p.index_strides[d];
+    key += along * p.key_strides[d];
+  }
+  return index;
+}
+
+template <class V, class T, template <class> class Op>
 void run_kernel(const Problem& p, int64_t begin, int64_t end) {
   Loop<V, T, Op> loop(p, begin);
   for (int64_t position = begin; position < end;) {
-    const int64_t slice = position / p.slice_numel;
-    const int64_t index = position - slice * p.slice_numel;
-    const int64_t slice_left = p.slice_numel - index;
-    const int64_t taken = slice_left < end - position ? slice_left : end - position;
-    loop.slice(p.keys[2 * slice], p.keys[2 * slice + 1], index, index + taken);
+    const int64_t segment = position / p.segment_numel;
+    const int64_t skipped = position - segment * p.segment_numel;
+    const int64_t left = p.segment_numel - skipped;
+    const int64_t taken = left < end - position ? left : end - position;
+    const uint64_t* key = p.keys;
+    const int64_t index = skipped + start_of_segment<V>(p, segment, key);
+    loop.segment(key, index, index + taken);
     position += taken;
   }
 }

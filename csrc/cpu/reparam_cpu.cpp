@@ -13,9 +13,7 @@ namespace {
 // of work.
 constexpr int64_t kGrain = 8192;
 
-at::Tensor launch(const Kernel (&kernels)[kDTypes], const at::Tensor& x, const at::Tensor& log_var,
-                  const at::Tensor& key) {
-  const Call call(x, log_var, key);
+at::Tensor launch(const Kernel (&kernels)[kDTypes], const Call& call) {
   if (call.empty()) return call.out();
   const Kernel kernel = kernels[call.dtype()];
   const int64_t numel = call.out().numel();
@@ -26,13 +24,19 @@ at::Tensor launch(const Kernel (&kernels)[kDTypes], const at::Tensor& x, const a
   return call.out();
 }
 
-at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& log_var, const at::Tensor& key) {
-  return launch(cpu_kernels().sample, mu, log_var, key);
+at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& scale, const at::Tensor& key,
+                           c10::string_view form, at::OptionalIntArrayRef global_shape,
+                           at::OptionalIntArrayRef global_offset) {
+  return launch(cpu_kernels().sample, Call(form, mu, scale, key, {global_shape, global_offset}));
 }
 
-at::Tensor sample_backward(const at::Tensor& grad_z, const at::Tensor& log_var,
-                           const at::Tensor& key) {
-  return launch(cpu_kernels().sample_backward, grad_z, log_var, key);
+at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Tensor>& scale,
+                           const at::Tensor& key, c10::string_view form,
+                           at::OptionalIntArrayRef global_shape,
+                           at::OptionalIntArrayRef global_offset) {
+  const at::Tensor& operand = backward_operand(grad_z, scale, form);
+  return launch(cpu_kernels().sample_backward,
+                Call(form, grad_z, operand, key, {global_shape, global_offset}));
 }
 
 }  // namespace

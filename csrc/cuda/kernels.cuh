@@ -8,7 +8,7 @@
 //   whole     all operands contiguous and aligned, one key: 16-byte accesses, four
 //             vectors a thread, no bounds in the body
 //   rows      runs of 16-byte vectors (chunk, split, expanded rows, a key for each
-//             slice): 16-byte accesses, one vector a thread
+//             slice, shards): 16-byte accesses, one vector a thread
 //   elements  anything else: one counter a thread, one element at a time
 
 namespace reparam_fused {
@@ -33,16 +33,20 @@ struct Key {
 // would cost an element 2 instructions.
 struct KeyTensor {
   const uint64_t* keys;
+  uint64_t first_counter = 0;
 
-  __device__ __forceinline__ Key read(uint64_t slice) const {
-    return {__ldg(keys + 2 * slice), __ldg(keys + 2 * slice + 1)};
+  KeyTensor from(uint64_t counter) const { return {keys, counter}; }
+  __device__ __forceinline__ Key read(int64_t at) const {
+    return {__ldg(keys + at), __ldg(keys + at + 1) + first_counter};
   }
 };
 
 struct Generator {
   GeneratorState state;
 
-  __device__ __forceinline__ Key read(uint64_t) const {
+  // What is drawn for is a whole tensor.
+  Generator from(uint64_t) const { return *this; }
+  __device__ __forceinline__ Key read(int64_t) const {
     Key key{state.seed, state.offset};
     if (state.captured_seed != nullptr) {
       key = {static_cast<uint64_t>(*state.captured_seed),
@@ -92,19 +96,22 @@ struct Divisor<uint64_t> {
 };
 
 struct Place {
-  int64_t x, log_var, out;
+  int64_t x, scale, out, index, key;
 };
 
-// From the logical index to the places of an element, or of a vector where sizes
-// and strides count vectors. Innermost dimension first.
+// From the logical index of an element to its places, its noise index and its key; or
+// of a vector, where sizes and strides count vectors, and counters. Innermost
+// dimension first.
 template <class Index>
 struct Layout {
   int ndim;
   Divisor<Index> sizes[kMaxDims];
-  int64_t x_strides[kMaxDims], log_var_strides[kMaxDims], out_strides[kMaxDims];
+  int64_t x_strides[kMaxDims], scale_strides[kMaxDims], out_strides[kMaxDims];
+  int64_t index_strides[kMaxDims], key_strides[kMaxDims];
+  int64_t first_index;
 
   __device__ __forceinline__ Place place(Index index) const {
-    Place place{0, 0, 0};
+    Place place{0, 0, 0, first_index, 0};
 #pragma unroll 1
     for (int d = 0; d + 1 < ndim; ++d) {
       Index along;
@@ -118,18 +125,20 @@ struct Layout {
  private:
   __device__ __forceinline__ void step(Place& place, int d, int64_t along) const {
     place.x += along * x_strides[d];
-    place.log_var += along * log_var_strides[d];
+    place.scale += along * scale_strides[d];
     place.out += along * out_strides[d];
+    place.index += along * index_strides[d];
+    place.key += along * key_strides[d];
   }
 };
 
 template <class Op, class T>
-__device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 log_var_in, uint64_t counter,
+__device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 scale_in, uint64_t counter,
                                                 uint64_t seed) {
   using R = typename Element<Thread, T>::Register;
-  R x[kPerVector<T>], log_var[kPerVector<T>], out[kPerVector<T>];
+  R x[kPerVector<T>], scale[kPerVector<T>], out[kPerVector<T>];
   Thread::unpack(static_cast<const T*>(nullptr), x_in, x);
-  Thread::unpack(static_cast<const T*>(nullptr), log_var_in, log_var);
+  Thread::unpack(static_cast<const T*>(nullptr), scale_in, scale);
 #pragma unroll
   for (int c = 0; c < kCountersPerVector<T>; ++c) {
     R eps[kPerCounter<T>];
@@ -137,26 +146,26 @@ __device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 log_var_in, ui
 #pragma unroll
     for (int j = 0; j < kPerCounter<T>; ++j) {
       const int i = c * kPerCounter<T> + j;
-      out[i] = Op::template apply<Thread, R>(x[i], log_var[i], eps[j]);
+      out[i] = Op::template apply<Thread, R>(x[i], scale[i], eps[j]);
     }
   }
   return Thread::pack(static_cast<T*>(nullptr), out);
 }
 
-// The elements [first, first + count) of one counter, count at most kPerCounter.
+// The elements of the lanes [from, to) of one counter.
 template <class Op, class T, class Where>
-__device__ __forceinline__ void compute_counter(const T* x, const T* log_var, T* out,
-                                                uint64_t counter, uint64_t seed, int count,
+__device__ __forceinline__ void compute_counter(const T* x, const T* scale, T* out,
+                                                uint64_t counter, uint64_t seed, int from, int to,
                                                 Where place_of) {
   using R = typename Element<Thread, T>::Register;
   R eps[kPerCounter<T>];
   normals<Thread, T>(counter, seed, eps);
 #pragma unroll
   for (int j = 0; j < kPerCounter<T>; ++j) {
-    if (j < count) {
+    if (j >= from && j < to) {
       const Place at = place_of(j);
       const R value = Op::template apply<Thread, R>(Thread::load(x + at.x),
-                                                    Thread::load(log_var + at.log_var), eps[j]);
+                                                    Thread::load(scale + at.scale), eps[j]);
       Thread::store(out + at.out, value);
     }
   }
@@ -165,26 +174,26 @@ __device__ __forceinline__ void compute_counter(const T* x, const T* log_var, T*
 // Indices are 64-bit: on sm_90 32-bit ones save 0.1 instructions an element.
 template <class Op, class T, class Source>
 __global__ void __launch_bounds__(kBlock)
-    whole_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
+    whole_kernel(const T* __restrict__ x, const T* __restrict__ scale, T* __restrict__ out,
                  int64_t numel, uint32_t full_blocks, Source source) {
   constexpr int64_t kVectors = kBlock * kVectorsPerThread;
   const Key key = source.read(0);
   const int64_t v = blockIdx.x * kVectors + threadIdx.x;
   if (blockIdx.x < full_blocks) {
     const auto* x_vectors = reinterpret_cast<const uint4*>(x) + v;
-    const auto* log_var_vectors = reinterpret_cast<const uint4*>(log_var) + v;
+    const auto* scale_vectors = reinterpret_cast<const uint4*>(scale) + v;
     auto* out_vectors = reinterpret_cast<uint4*>(out) + v;
-    uint4 x_in[kVectorsPerThread], log_var_in[kVectorsPerThread];
+    uint4 x_in[kVectorsPerThread], scale_in[kVectorsPerThread];
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
       x_in[i] = __ldg(x_vectors + i * kBlock);
-      log_var_in[i] = __ldg(log_var_vectors + i * kBlock);
+      scale_in[i] = __ldg(scale_vectors + i * kBlock);
     }
     const uint64_t counter = key.offset + v * kCountersPerVector<T>;
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
       out_vectors[i * kBlock] = compute_vector<Op, T>(
-          x_in[i], log_var_in[i], counter + i * kBlock * kCountersPerVector<T>, key.seed);
+          x_in[i], scale_in[i], counter + i * kBlock * kCountersPerVector<T>, key.seed);
     }
   } else {
     // The last block, which is not full, by elements
@@ -193,7 +202,7 @@ __global__ void __launch_bounds__(kBlock)
     for (int64_t c = first + threadIdx.x; c * kPerCounter<T> < numel; c += kBlock) {
       const int64_t element = c * kPerCounter<T>;
       const int64_t left = numel - element;
-      compute_counter<Op, T>(x, log_var, out, key.offset + c, key.seed,
+      compute_counter<Op, T>(x, scale, out, key.offset + c, key.seed, 0,
                              left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
                              [=](int j) { return Place{element + j, element + j, element + j}; });
     }
@@ -202,34 +211,38 @@ __global__ void __launch_bounds__(kBlock)
 
 template <class Op, class T, class Index, class Source>
 __global__ void __launch_bounds__(kBlock)
-    rows_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
-                Index vectors, Layout<Index> layout, Divisor<Index> slice_vectors, Source source) {
+    rows_kernel(const T* __restrict__ x, const T* __restrict__ scale, T* __restrict__ out,
+                Index vectors, Layout<Index> layout, Source source) {
   const Index v = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
   if (v >= vectors) return;
-  Index in_slice;
-  const Key key = source.read(slice_vectors.divide(v, in_slice));
   const Place at = layout.place(v);
-  reinterpret_cast<uint4*>(out)[at.out] =
-      compute_vector<Op, T>(__ldg(reinterpret_cast<const uint4*>(x) + at.x),
-                            __ldg(reinterpret_cast<const uint4*>(log_var) + at.log_var),
-                            key.offset + in_slice * uint64_t{kCountersPerVector<T>}, key.seed);
+  const Key key = source.read(at.key);
+  reinterpret_cast<uint4*>(out)[at.out] = compute_vector<Op, T>(
+      __ldg(reinterpret_cast<const uint4*>(x) + at.x),
+      __ldg(reinterpret_cast<const uint4*>(scale) + at.scale), key.offset + at.index, key.seed);
 }
 
+// A thread takes the lanes of one counter that fall into one segment, of which the
+// first may begin within a counter.
 template <class Op, class T, class Index, class Source>
 __global__ void __launch_bounds__(kBlock)
-    elements_kernel(const T* __restrict__ x, const T* __restrict__ log_var, T* __restrict__ out,
-                    Index counters, Layout<Index> layout, Index slice_numel,
-                    Divisor<Index> slice_counters, Source source) {
+    elements_kernel(const T* __restrict__ x, const T* __restrict__ scale, T* __restrict__ out,
+                    Index counters, Layout<Index> layout, Index segment_numel,
+                    Divisor<Index> segment_counters, Source source) {
   const Index c = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
   if (c >= counters) return;
-  Index in_slice;
-  const Index slice = slice_counters.divide(c, in_slice);
-  const Key key = source.read(slice);
-  const Index element = slice * slice_numel + in_slice * kPerCounter<T>;
-  const Index left = slice_numel - in_slice * kPerCounter<T>;
-  compute_counter<Op, T>(x, log_var, out, key.offset + in_slice, key.seed,
-                         left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
-                         [&](int j) { return layout.place(element + j); });
+  Index in_segment;
+  const Index first = segment_counters.divide(c, in_segment) * segment_numel;
+  const Place start = layout.place(first);
+  const Key key = source.read(start.key);
+  const int skipped = static_cast<int>(start.index % kPerCounter<T>);
+  const int64_t lane_0 = static_cast<int64_t>(in_segment) * kPerCounter<T> - skipped;
+  const int64_t left = static_cast<int64_t>(segment_numel) - lane_0;
+  compute_counter<Op, T>(
+      x, scale, out, key.offset + start.index / kPerCounter<T> + in_segment, key.seed,
+      in_segment == 0 ? skipped : 0,
+      left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
+      [&](int j) { return layout.place(first + static_cast<Index>(lane_0 + j)); });
 }
 
 }  // namespace reparam_fused

@@ -20,57 +20,76 @@ cudaError_t enqueue(void (*kernel)(Params...), int64_t threads, cudaStream_t str
                           dim3(static_cast<unsigned>(blocks)), dim3(kBlock), pointers, 0, stream);
 }
 
-// Sizes and strides in units of `unit` elements, which divides them: 1, or a
-// vector where the innermost stride is 1.
+// Sizes and strides in units of `unit` elements, which divides them: 1, or a vector
+// where the innermost stride is 1. Noise is counted in units of `index_unit`: elements,
+// or counters with every vector.
 template <class Index>
-Layout<Index> make_layout(const Problem& p, int64_t unit) {
+Layout<Index> make_layout(const Problem& p, int64_t unit, int64_t index_unit) {
   Layout<Index> layout{};
   layout.ndim = p.ndim;
+  layout.first_index = p.first_index / index_unit;
   for (int d = 0; d < p.ndim; ++d) {
     const int from = p.ndim - 1 - d;
-    const bool inner = d == 0;
-    layout.sizes[d] = Divisor<Index>(static_cast<Index>(p.sizes[from] / (inner ? unit : 1)));
-    layout.x_strides[d] = p.x_strides[from] / (inner ? 1 : unit);
-    layout.log_var_strides[d] = p.log_var_strides[from] / (inner ? 1 : unit);
-    layout.out_strides[d] = p.out_strides[from] / (inner ? 1 : unit);
+    const int64_t inner = d == 0 ? unit : 1, outer = unit / inner;
+    layout.sizes[d] = Divisor<Index>(static_cast<Index>(p.sizes[from] / inner));
+    layout.x_strides[d] = p.x_strides[from] / outer;
+    layout.scale_strides[d] = p.scale_strides[from] / outer;
+    layout.out_strides[d] = p.out_strides[from] / outer;
+    layout.index_strides[d] = p.index_strides[from] * inner / index_unit;
+    layout.key_strides[d] = p.key_strides[from];
   }
   return layout;
 }
 
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
-// Every run of the innermost dimension is one of whole 16-byte vectors.
-inline bool runs_of_vectors(const Problem& p, int64_t slice_numel, int64_t per_vector) {
-  if (!aligned(p.x) || !aligned(p.log_var) || !aligned(p.out)) return false;
+// Every segment begins with a counter.
+inline bool begins_with_counters(const Problem& p, int64_t per_counter) {
+  bool begins = p.first_index % per_counter == 0;
+  int64_t inner = p.segment_numel;
+  for (int d = p.ndim - 1; d >= 0; --d) {
+    if (inner > 1) {  // a dimension within the segment
+      inner /= p.sizes[d];
+    } else {
+      begins = begins && p.index_strides[d] % per_counter == 0;
+    }
+  }
+  return begins;
+}
+
+// Every run of the innermost dimension is one of whole 16-byte vectors and counters.
+inline bool runs_of_vectors(const Problem& p, int64_t per_vector, int64_t per_counter) {
+  if (!aligned(p.x) || !aligned(p.scale) || !aligned(p.out)) return false;
   const int inner = p.ndim - 1;
-  bool fits = p.x_strides[inner] == 1 && p.log_var_strides[inner] == 1 &&
-              p.out_strides[inner] == 1 && p.sizes[inner] % per_vector == 0 &&
-              slice_numel % per_vector == 0;
+  bool fits = p.x_strides[inner] == 1 && p.scale_strides[inner] == 1 && p.out_strides[inner] == 1 &&
+              p.index_strides[inner] == 1 && p.sizes[inner] % per_vector == 0 &&
+              p.first_index % per_counter == 0;
   for (int d = 0; d < inner; ++d) {
-    fits = fits && p.x_strides[d] % per_vector == 0 && p.log_var_strides[d] % per_vector == 0 &&
-           p.out_strides[d] % per_vector == 0;
+    fits = fits && p.x_strides[d] % per_vector == 0 && p.scale_strides[d] % per_vector == 0 &&
+           p.out_strides[d] % per_vector == 0 && p.index_strides[d] % per_counter == 0;
   }
   return fits;
 }
 
 template <class Op, class T, class Index, class Source>
-cudaError_t launch_cut(const Problem& p, int64_t numel, int64_t slice_numel, const Source& source,
-                       cudaStream_t stream) {
+cudaError_t launch_cut(const Problem& p, int64_t numel, const Source& source, cudaStream_t stream) {
   const auto* x = static_cast<const T*>(p.x);
-  const auto* log_var = static_cast<const T*>(p.log_var);
+  const auto* scale = static_cast<const T*>(p.scale);
   auto* out = static_cast<T*>(p.out);
-  if (runs_of_vectors(p, slice_numel, kPerVector<T>)) {
+  if (runs_of_vectors(p, kPerVector<T>, kPerCounter<T>)) {
     const int64_t vectors = numel / kPerVector<T>;
-    return enqueue(rows_kernel<Op, T, Index, Source>, vectors, stream, x, log_var, out,
-                   static_cast<Index>(vectors), make_layout<Index>(p, kPerVector<T>),
-                   Divisor<Index>(static_cast<Index>(slice_numel / kPerVector<T>)), source);
+    return enqueue(rows_kernel<Op, T, Index, Source>, vectors, stream, x, scale, out,
+                   static_cast<Index>(vectors),
+                   make_layout<Index>(p, kPerVector<T>, kPerCounter<T>), source);
   }
-  const int64_t slice_counters = (slice_numel + kPerCounter<T> - 1) / kPerCounter<T>;
-  const int64_t counters = numel / slice_numel * slice_counters;
-  return enqueue(elements_kernel<Op, T, Index, Source>, counters, stream, x, log_var, out,
-                 static_cast<Index>(counters), make_layout<Index>(p, 1),
-                 static_cast<Index>(slice_numel),
-                 Divisor<Index>(static_cast<Index>(slice_counters)), source);
+  // A segment that begins within a counter may end within another.
+  const int64_t cut = begins_with_counters(p, kPerCounter<T>) ? 0 : kPerCounter<T> - 1;
+  const int64_t segment_counters = (p.segment_numel + kPerCounter<T> - 1 + cut) / kPerCounter<T>;
+  const int64_t counters = numel / p.segment_numel * segment_counters;
+  return enqueue(elements_kernel<Op, T, Index, Source>, counters, stream, x, scale, out,
+                 static_cast<Index>(counters), make_layout<Index>(p, 1, 1),
+                 static_cast<Index>(p.segment_numel),
+                 Divisor<Index>(static_cast<Index>(segment_counters)), source);
 }
 
 template <class Op, class T, class Source>
@@ -78,22 +97,22 @@ cudaError_t launch(const Problem& p, const Source& source, cudaStream_t stream) 
   int64_t numel = 1;
   for (int d = 0; d < p.ndim; ++d) numel *= p.sizes[d];
   if (numel == 0) return cudaSuccess;
-  const int64_t slice_numel = p.slice_numel;
-  const bool whole = p.ndim == 1 && p.x_strides[0] == 1 && p.log_var_strides[0] == 1 &&
-                     p.out_strides[0] == 1 && slice_numel == numel && aligned(p.x) &&
-                     aligned(p.log_var) && aligned(p.out);
+  const bool whole = p.ndim == 1 && p.x_strides[0] == 1 && p.scale_strides[0] == 1 &&
+                     p.out_strides[0] == 1 && p.segment_numel == numel &&
+                     p.first_index % kPerCounter<T> == 0 && aligned(p.x) && aligned(p.scale) &&
+                     aligned(p.out);
   if (whole) {
     constexpr int64_t kPerThread = kVectorsPerThread * kPerVector<T>;
     return enqueue(whole_kernel<Op, T, Source>, (numel + kPerThread - 1) / kPerThread, stream,
-                   static_cast<const T*>(p.x), static_cast<const T*>(p.log_var),
+                   static_cast<const T*>(p.x), static_cast<const T*>(p.scale),
                    static_cast<T*>(p.out), numel,
-                   static_cast<uint32_t>(numel / (kPerThread * kBlock)), source);
+                   static_cast<uint32_t>(numel / (kPerThread * kBlock)),
+                   source.from(static_cast<uint64_t>(p.first_index / kPerCounter<T>)));
   }
   // In 32 bits every count of elements and of counters stays below 2^31: a counter
-  // of a short slice may stand for one element.
-  return numel <= INT32_MAX
-             ? launch_cut<Op, T, uint32_t, Source>(p, numel, slice_numel, source, stream)
-             : launch_cut<Op, T, uint64_t, Source>(p, numel, slice_numel, source, stream);
+  // of a short segment may stand for one element.
+  return numel <= INT32_MAX ? launch_cut<Op, T, uint32_t, Source>(p, numel, source, stream)
+                            : launch_cut<Op, T, uint64_t, Source>(p, numel, source, stream);
 }
 
 template <class Op, class Source>
@@ -110,6 +129,12 @@ cudaError_t launch(DType dtype, const Problem& p, const Source& source, cudaStre
     default:
       return cudaErrorInvalidValue;
   }
+}
+
+template <template <class> class Op, class Source>
+cudaError_t launch(DType dtype, const Problem& p, const Source& source, cudaStream_t stream) {
+  return p.form == kStd ? launch<Op<Std>>(dtype, p, source, stream)
+                        : launch<Op<LogVar>>(dtype, p, source, stream);
 }
 
 }  // namespace reparam_fused

@@ -30,34 +30,43 @@ void check_binary(at::Device device) {
 
 // The operands made contiguous, where they have more dimensions than a kernel takes.
 template <class Launch>
-void launch(const Call& call, const std::optional<at::Tensor>& key, Launch enqueue) {
+void launch(const Call& call, c10::string_view form, const std::optional<at::Tensor>& key,
+            const Block& block, Launch enqueue) {
   if (call.empty()) return;
   const auto stream = c10::cuda::getCurrentCUDAStream();
   if (call.problem().ndim <= kMaxDims) {
     C10_CUDA_CHECK(enqueue(call.dtype(), call.problem(), stream));
     return;
   }
-  const Call dense(call.x().contiguous(), call.log_var().contiguous(), key);
+  const Call dense(form, call.x().contiguous(), call.scale().contiguous(), key, block);
+  TORCH_CHECK(dense.problem().ndim <= kMaxDims,
+              "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
   C10_CUDA_CHECK(enqueue(dense.dtype(), dense.problem(), stream));
   call.out().copy_(dense.out());
 }
 
-at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& log_var, const at::Tensor& key) {
+at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& scale, const at::Tensor& key,
+                           c10::string_view form, at::OptionalIntArrayRef global_shape,
+                           at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Call call(mu, log_var, key);
-  launch(call, key, [](DType dtype, const Problem& problem, cudaStream_t stream) {
+  const Block block{global_shape, global_offset};
+  const Call call(form, mu, scale, key, block);
+  launch(call, form, key, block, [](DType dtype, const Problem& problem, cudaStream_t stream) {
     return sample_cuda(dtype, problem, nullptr, stream);
   });
   return call.out();
 }
 
-at::Tensor sample_backward(const at::Tensor& grad_z, const at::Tensor& log_var,
-                           const at::Tensor& key) {
+at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Tensor>& scale,
+                           const at::Tensor& key, c10::string_view form,
+                           at::OptionalIntArrayRef global_shape,
+                           at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(grad_z.device());
   check_binary(grad_z.device());
-  const Call call(grad_z, log_var, key);
-  launch(call, key, sample_backward_cuda);
+  const Block block{global_shape, global_offset};
+  const Call call(form, grad_z, backward_operand(grad_z, scale, form), key, block);
+  launch(call, form, key, block, sample_backward_cuda);
   return call.out();
 }
 
@@ -74,11 +83,12 @@ GeneratorState draw(at::CUDAGeneratorImpl* generator, const Call& call, uint64_t
   return {0, state.offset_intragraph_, state.seed_.ptr, state.offset_.ptr, key_out};
 }
 
-std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor& log_var,
-                                          std::optional<at::Generator> generator) {
+std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor& scale,
+                                          std::optional<at::Generator> generator,
+                                          c10::string_view form) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Call call(mu, log_var, std::nullopt);
+  const Call call(form, mu, scale, std::nullopt);
   const auto options = mu.options().dtype(at::kUInt64);
   if (call.empty()) return {call.out(), at::zeros({2}, options)};
   const at::Tensor key = at::empty({2}, options);
@@ -86,9 +96,10 @@ std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor
       draw(at::get_generator_or_default<at::CUDAGeneratorImpl>(
                generator, at::cuda::detail::getDefaultCUDAGenerator(mu.device().index())),
            call, key.mutable_data_ptr<uint64_t>());
-  launch(call, std::nullopt, [&](DType dtype, const Problem& problem, cudaStream_t stream) {
-    return sample_cuda(dtype, problem, &state, stream);
-  });
+  launch(call, form, std::nullopt, {},
+         [&](DType dtype, const Problem& problem, cudaStream_t stream) {
+           return sample_cuda(dtype, problem, &state, stream);
+         });
   return {call.out(), key};
 }
 

@@ -17,7 +17,8 @@ cudaError_t has_cuda_binary() {
   if ((known & bit) != 0) return cudaSuccess;
   cudaFuncAttributes attributes;
   status = cudaFuncGetAttributes(
-      &attributes, reinterpret_cast<const void*>(whole_kernel<SampleBackward, float, KeyTensor>));
+      &attributes,
+      reinterpret_cast<const void*>(whole_kernel<SampleBackward<LogVar>, float, KeyTensor>));
   if (status == cudaSuccess) known |= bit;
   return status;
 }

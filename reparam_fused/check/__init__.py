@@ -43,6 +43,7 @@ CHECKS: dict[str, Check] = {
     "reference bfloat16": partial(bits.sizes, dtype=torch.bfloat16),
     "reference float64": partial(bits.sizes, dtype=torch.float64),
     "layouts": bits.layouts,
+    "forms and blocks": bits.forms_and_blocks,
     "extreme values": bits.extreme_values,
     "gradients": state.gradients,
     "statistics float32": partial(noise.statistics, dtype=torch.float32),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -127,32 +128,38 @@ def _require_close(what: str, actual: Tensor, expected: Tensor, scale: Tensor) -
         )
 
 
-def _expected(name: str, x: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
+def _expected(
+    name: str, x: Tensor, scale: Tensor | None, key: Tensor, options: tuple[Any, ...]
+) -> Tensor:
     """reference.py, where that is long in pieces: each begins at a Philox block of its own.
 
     Pieces this short stay in the cache, and each operation on one thread: to let many
     small operations share threads takes ten times as long on cores that are busy.
     """
-    op: _ops.Op = getattr(reference, name)
+    op: _ops.KeyOp = getattr(reference, name)
     piece = 1 << 15
-    if x.dim() != 1 or x.shape != log_var.shape or x.numel() <= piece:
-        return op(x, log_var, key)
+    if scale is None or options or x.dim() != 1 or x.shape != scale.shape or x.numel() <= piece:
+        return op(x, scale, key, *options)
     seed, offset = key.tolist()
     per_block = 2 if x.dtype == torch.float64 else 4
     starts = range(0, x.numel(), piece)
     keys = [key_of(seed, offset + start // per_block) for start in starts]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return torch.cat(list(pool.map(op, x.split(piece), log_var.split(piece), keys)))
+        return torch.cat(list(pool.map(op, x.split(piece), scale.split(piece), keys)))
 
 
-def _compare(what: str, on_device: Operands, on_cpu: Operands) -> int:
+def _compare(what: str, on_device: Operands, on_cpu: Operands, *options: Any) -> int:
     """Both ops on the device against reference.py on the CPU; how many elements that were."""
     count = 0
-    strides = torch.add(*on_device[:2]).stride()
+    is_std = "std" in options
     for name in ("sample_from_key", "sample_backward"):
+        x, scale, key = on_device
+        cpu_x, cpu_scale, cpu_key = on_cpu
+        unused = is_std and name == "sample_backward"
         with poisoned_memory():
-            actual = getattr(_ops, name)(*on_device)
-        expected = _expected(name, *on_cpu)
+            actual = getattr(_ops, name)(x, None if unused else scale, key, *options)
+        expected = _expected(name, cpu_x, None if unused else cpu_scale, cpu_key, options)
+        strides = torch.add(x, x if unused else scale).stride()
         what_op = f"{name}, {what}, {actual.dtype}"
         require(
             actual.shape == expected.shape and actual.stride() == strides,
@@ -160,10 +167,10 @@ def _compare(what: str, on_device: Operands, on_cpu: Operands) -> int:
             f"expected {tuple(expected.shape)} and {strides}",
         )
         if actual.dtype == torch.float64:
-            x, log_var, _ = on_cpu
-            sigma = torch.exp(0.5 * log_var)
-            scale = sigma if name == "sample_from_key" else x.abs() * sigma
-            _require_close(what_op, actual, expected, scale)
+            sigma = cpu_scale.abs() if is_std else torch.exp(0.5 * cpu_scale)
+            by_sigma = cpu_x.abs() if unused else cpu_x.abs() * sigma
+            size = sigma if name == "sample_from_key" else by_sigma
+            _require_close(what_op, actual, expected, size)
         else:
             require_same_bits(what_op, actual, expected)
         count += actual.numel()
@@ -232,6 +239,32 @@ def layouts(device: torch.device) -> Result:
             _compare(f"keys {batch} for {shape}", _to(device, on_cpu), on_cpu)
         cases += len(views) + len(batches)
     return passed(f"{cases} cases equal", cases=cases)
+
+
+def forms_and_blocks(device: torch.device) -> Result:
+    """The scale as std; and blocks of a larger tensor, with the noise of their place there."""
+    key = key_of(5, 2**32 - 9)
+    blocks: list[tuple[tuple[int, ...], ...]] = [
+        ((6000,), (256,), (5001,)),
+        ((6000,), (257,), (3001,)),
+        ((30, 64), (7, 16), (11, 32)),
+        ((30, 43), (7, 3), (11, 40)),
+        ((64, 3), (5, 1), (50, 1)),
+        ((9, 2**30, 2**20), (4, 2**29 + 1, 2**19 + 7), (3, 2, 9)),
+    ]
+    count = 0
+    for dtype in DTYPES:
+        for n in (1, 17, 65539):
+            on_cpu = (*inputs(n, dtype), key)
+            count += _compare(f"std, {n} elements", _to(device, on_cpu), on_cpu, "std")
+        for whole, offset, shape in blocks:
+            x, scale = (t.reshape(shape) for t in inputs(math.prod(shape), dtype))
+            keys = split(key, 3) if len(shape) == 3 else key
+            what = f"the block {shape} at {offset} of {whole}"
+            on_cpu = (x, scale, keys)
+            for form in ("log_var", "std"):
+                count += _compare(what, _to(device, on_cpu), on_cpu, form, whole, offset)
+    return passed(f"{count} elements equal", elements=count)
 
 
 def extreme_values(device: torch.device) -> Result:

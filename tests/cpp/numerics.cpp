@@ -343,19 +343,19 @@ void print_digest() {
     float eps[4];
     normals<Scalar, float>(i * 0x9E3779B97F4A7C15u, i, eps);
     for (const float x : eps) {
-      const float z = Sample::apply<Scalar, float>(x / 2, log_var, x);
+      const float z = Sample<LogVar>::apply<Scalar, float>(x / 2, log_var, x);
       BFloat16 low;
       Half half;
       Scalar::store(&low, z);
       Scalar::store(&half, z);
       add(Scalar::bits(z));
       add(low.bits | uint32_t{half.bits} << 16);
-      add(Scalar::bits(SampleBackward::apply<Scalar, float>(z, log_var, x)));
+      add(Scalar::bits(SampleBackward<LogVar>::apply<Scalar, float>(z, log_var, x)));
     }
     double eps_double[2];
     normals<Scalar, double>(i, ~i, eps_double);
     for (const double x : eps_double)
-      add(Scalar::bits(Sample::apply<Scalar, double>(x, log_var, x)));
+      add(Scalar::bits(Sample<LogVar>::apply<Scalar, double>(x, log_var, x)));
   }
   std::printf("%016llx\n", static_cast<unsigned long long>(hash));
 }

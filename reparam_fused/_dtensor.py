@@ -1,0 +1,110 @@
+"""DTensor: each rank samples its shard, with the noise of its place in the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from . import reference
+
+
+def _output_placements(shape: torch.Size, *operands: DTensor) -> list[Placement]:
+    """On each dimension of the mesh the shards of the first operand that has some there."""
+    placements: list[Placement] = [Replicate()] * operands[0].device_mesh.ndim
+    for operand in reversed(operands):
+        added = len(shape) - operand.dim()
+        for i, placement in enumerate(operand.placements):
+            # A strided shard is no block of the whole.
+            if type(placement) is Shard:
+                dim = placement.dim % operand.dim()
+                if operand.shape[dim] == shape[dim + added]:
+                    placements[i] = Shard(dim + added)
+    return placements
+
+
+def _local(operand: DTensor, shape: torch.Size, placements: Sequence[Placement]) -> Tensor:
+    """This rank's part of an operand; where it broadcasts, its gradient is a sum over ranks."""
+    added = len(shape) - operand.dim()
+    own: list[Placement] = []
+    of_gradient: list[Placement] = []
+    for placement in placements:
+        if not isinstance(placement, Shard):
+            own.append(Replicate())
+            of_gradient.append(Replicate())
+            continue
+        dim = placement.dim - added
+        broadcast = dim < 0 or operand.shape[dim] != shape[placement.dim]
+        own.append(Replicate() if broadcast else Shard(dim))
+        of_gradient.append(Partial() if broadcast else Shard(dim))
+    local: Tensor = operand.redistribute(placements=own).to_local(grad_placements=of_gradient)
+    return local
+
+
+def _shared_key(
+    mesh: DeviceMesh, device: torch.device, generator: torch.Generator | None, blocks: int
+) -> Tensor:
+    """A key drawn by the first rank of the mesh. All generators move on alike."""
+    key = reference.draw_key(device, generator, blocks)
+    for dim in range(mesh.ndim):
+        distributed.broadcast(key.view(torch.int64), group=mesh.get_group(dim), group_src=0)
+    return key
+
+
+def _meta(*tensors: DTensor) -> Tensor:
+    """The whole result, without its memory."""
+    return torch.add(
+        *(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in tensors)
+    )
+
+
+def reparameterize(
+    call: Callable[..., Tensor],
+    mu: Tensor,
+    form: str,
+    scale: Tensor,
+    key: Tensor | None,
+    generator: torch.Generator | None,
+) -> DTensor:
+    """fused_reparameterize, which is `call`, of DTensors."""
+    if not isinstance(mu, DTensor) or not isinstance(scale, DTensor):
+        raise RuntimeError(
+            f"fused_reparameterize(): mu and {form} must both be DTensors, "
+            f"got {type(mu).__name__} and {type(scale).__name__}"
+        )
+    mesh = mu.device_mesh
+    if scale.device_mesh != mesh:
+        raise RuntimeError(
+            f"fused_reparameterize(): mu and {form} must be on the same mesh, "
+            f"got {mesh} and {scale.device_mesh}"
+        )
+    whole = _meta(mu, scale)
+    shape = whole.shape
+    placements = _output_placements(shape, mu, scale)
+    local_shape, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    if key is None:
+        blocks = reference.blocks(whole.numel(), whole.dtype)
+        key = _shared_key(mesh, mu.device, generator, blocks)
+    elif isinstance(key, DTensor):
+        key = key.full_tensor()
+    # Dimensions that the key tells apart are cut with the key, and count from 0.
+    _, batch = reference.slice_keys(key, shape)
+    for dim in range(batch):
+        if key.size(dim) > 1:
+            key = key.narrow(dim, offset[dim], local_shape[dim])
+    global_shape = (*local_shape[:batch], *shape[batch:])
+    global_offset = (*[0] * batch, *offset[batch:])
+    z = call(
+        _local(mu, shape, placements),
+        **{form: _local(scale, shape, placements)},
+        key=key,
+        global_shape=global_shape,
+        global_offset=global_offset,
+    )
+    return DTensor.from_local(
+        z, mesh, placements, run_check=False, shape=shape, stride=whole.stride()
+    )

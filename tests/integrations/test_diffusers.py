@@ -1,0 +1,85 @@
+"""AutoencoderKL of diffusers: encode, sample, decode and back, with the fused sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="diffusers is not installed: make integrations")
+
+from clients import autoencoder, images
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from helpers import assert_same_bits
+
+from reparam_fused import patch
+
+ORIGINAL = DiagonalGaussianDistribution.sample
+
+
+def test_gradients_are_those_of_the_same_noise_by_hand(calls: list[Any]) -> None:
+    model, batch = autoencoder().double(), images(2, 3, 16, 16, dtype=torch.float64)
+    parameters = list(model.parameters())
+
+    with patch():
+        posterior = model.encode(batch).latent_dist
+        z = posterior.sample(torch.Generator().manual_seed(7))
+    assert len(calls) == 1
+    assert z.shape == (2, 4, 8, 8)
+    loss = (model.decode(z).sample - batch).square().sum() + posterior.kl().sum()
+    fused = torch.autograd.grad(loss, parameters)
+
+    eps = ((z - posterior.mean) / posterior.std).detach()
+    assert eps.std() == pytest.approx(1, abs=5 / (2 * eps.numel()) ** 0.5)
+    posterior = model.encode(batch).latent_dist
+    z = posterior.mean + posterior.std * eps
+    loss = (model.decode(z).sample - batch).square().sum() + posterior.kl().sum()
+    by_hand = torch.autograd.grad(loss, parameters)
+
+    for a, b in zip(fused, by_hand, strict=True):
+        assert a.isfinite().all()
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_the_models_own_forward(calls: list[Any]) -> None:
+    """Which passes its generator on by name, and takes the mode where it is not to sample."""
+    model, batch = autoencoder(), images(2, 3, 16, 16)
+    with patch("diffusers"), torch.no_grad():
+        first, second = (
+            model(batch, sample_posterior=True, generator=torch.Generator().manual_seed(7)).sample
+            for _ in range(2)
+        )
+        assert len(calls) == 2
+        model(batch)
+        assert len(calls) == 2
+    assert_same_bits(first, second)
+    assert DiagonalGaussianDistribution.sample is ORIGINAL
+
+
+def test_a_list_of_generators_draws_what_it_did(calls: list[Any]) -> None:
+    model, batch = autoencoder(), images(2, 3, 16, 16)
+    with torch.no_grad():
+        posterior = model.encode(batch).latent_dist
+        expected = posterior.sample([torch.Generator().manual_seed(i) for i in range(2)])
+        with patch("diffusers"):
+            z = posterior.sample([torch.Generator().manual_seed(i) for i in range(2)])
+    assert_same_bits(z, expected)
+    assert not calls
+
+
+def test_a_deterministic_distribution_is_its_mean(calls: list[Any]) -> None:
+    posterior = DiagonalGaussianDistribution(images(2, 8, 4, 4), deterministic=True)
+    with patch("diffusers"):
+        assert_same_bits(posterior.sample(), posterior.mean)
+    assert not calls
+
+
+def test_half_precision(calls: list[Any]) -> None:
+    model, batch = autoencoder().bfloat16(), images(2, 3, 16, 16).bfloat16()
+    with patch("diffusers"):
+        z = model.encode(batch).latent_dist.sample()
+    assert z.dtype == torch.bfloat16
+    model.decode(z).sample.float().square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    assert len(calls) == 1

@@ -1,0 +1,91 @@
+"""torch.autocast: the dtype that the eager line has under it, and training with scaled losses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+
+import pytest
+import torch
+from conftest import DTYPES
+from helpers import eager, inputs, key_of
+from torch._subclasses import FakeTensorMode
+
+from reparam_fused import fused_reparameterize
+
+KEY = key_of(17)
+HALVES = [torch.float16, torch.bfloat16]
+
+
+@contextmanager
+def autocast(device: str, dtype: torch.dtype) -> Iterator[None]:
+    """torch.autocast, which turns itself off where there is no GPU."""
+    before = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    torch.set_autocast_enabled(device, True)
+    torch.set_autocast_dtype(device, dtype)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        torch.autocast_decrement_nesting()
+        torch.set_autocast_enabled(device, before[0])
+        torch.set_autocast_dtype(device, before[1])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("low", HALVES, ids=str)
+def test_the_dtype_is_that_of_the_eager_line(device: str, low: torch.dtype) -> None:
+    """On CUDA the exponential is one of autocast's float32 ops, and on the CPU it is not."""
+    for mu_dtype, log_var_dtype in product(DTYPES, DTYPES):
+        for mu_shape, log_var_shape in product([(4,), ()], [(4,), ()]):
+            with FakeTensorMode(), autocast(device, low):
+                mu = torch.empty(mu_shape, dtype=mu_dtype, device=device, requires_grad=True)
+                log_var = torch.empty(log_var_shape, dtype=log_var_dtype, device=device)
+                expected = eager(mu, log_var, torch.randn_like(mu))
+                case = f"mu {mu_dtype} {mu_shape}, log_var {log_var_dtype} {log_var_shape}"
+                z = fused_reparameterize(mu, log_var)
+                assert (z.dtype, z.shape) == (expected.dtype, expected.shape), case
+                if device == "cuda":
+                    continue  # autograd asks the GPU itself
+                (grad_mu,) = torch.autograd.grad(z.sum(), mu)
+                assert (grad_mu.dtype, grad_mu.shape) == (mu_dtype, mu.shape), case
+
+
+@pytest.mark.parametrize("low", HALVES, ids=str)
+def test_a_step_with_a_scaled_loss(both_paths: str, low: torch.dtype) -> None:
+    """The scale changes the step by no more than what the half type rounds."""
+    x, _ = inputs(8, 4)
+    steps = []
+    for scale in (1.0, 2.0**6):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            linear = torch.nn.Linear(4, 6)
+        before = linear.weight.detach().clone()
+        optimizer = torch.optim.SGD(linear.parameters(), lr=0.1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        with torch.autocast("cpu", dtype=low):
+            mu, log_var = linear(x).chunk(2, -1)
+            z = fused_reparameterize(mu, log_var, key=KEY)
+            assert z.dtype == low
+            loss = z.float().square().sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        steps.append(linear.weight.detach() - before)
+    assert steps[0].any()
+    torch.testing.assert_close(steps[1], steps[0], rtol=1e-2, atol=1e-4)
+
+
+def test_an_infinite_gradient_skips_the_step(both_paths: str) -> None:
+    """float16: the scaler sees what overflowed in the backward, and halves its scale."""
+    mu = torch.zeros(8, dtype=torch.float16)
+    log_var = torch.zeros(8, requires_grad=True)
+    optimizer = torch.optim.SGD([log_var], lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    z = fused_reparameterize(mu, log_var.half() + 8, key=KEY)
+    scaler.scale(z.float().sum()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert not log_var.any()
+    assert scaler.get_scale() == 2.0**15

@@ -1,0 +1,269 @@
+"""torch.compile: one graph, fresh noise, the bits of eager, gradients of what was returned."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same_bits, inputs, key_of
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch import config
+from torch._functorch.partitioners import min_cut_rematerialization_partition
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+import reparam_fused
+from reparam_fused import fused_reparameterize
+
+KEY = key_of(8)
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
+)
+INDUCTOR = pytest.param("inductor", marks=needs_compiler)
+BACKENDS = pytest.mark.parametrize("backend", ["eager", "aot_eager", INDUCTOR])
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def leaves(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    mu, log_var = inputs(*shape, dtype=dtype)
+    return mu.requires_grad_(), log_var.requires_grad_()
+
+
+@BACKENDS
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_calls_draw_fresh_noise(backend: str, needs_grad: bool) -> None:
+    """The traps of CSE, which merges equal calls, and of a seed baked into the graph."""
+
+    @torch.compile(backend=backend, fullgraph=True)
+    def four(mu: Tensor, log_var: Tensor) -> list[Tensor]:
+        return [fused_reparameterize(mu, log_var) for _ in range(4)]
+
+    mu, log_var = leaves(6, 8) if needs_grad else inputs(6, 8)
+    torch.manual_seed(2)
+    samples = four(mu, log_var) + four(mu, log_var)
+    for i, a in enumerate(samples):
+        for b in samples[:i]:
+            assert (a != b).all()
+    torch.manual_seed(2)
+    for z, again in zip(samples, four(mu, log_var) + four(mu, log_var), strict=True):
+        assert_same_bits(again, z)
+    if needs_grad:
+        for z in samples:
+            _, grad_log_var = torch.autograd.grad(z.sum(), (mu, log_var), retain_graph=True)
+            torch.testing.assert_close(grad_log_var, 0.5 * (z - mu))
+
+
+@BACKENDS
+def test_calls_with_a_key_equal_eager_ones(backend: str) -> None:
+    """Forward and backward, as bits, in one graph."""
+    cases = [
+        (*leaves(6, 20, dtype=dtype), key)
+        for dtype in (torch.float32, torch.bfloat16)
+        for key in (KEY, reparam_fused.split(KEY, 6))
+    ]
+
+    def run(cases: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
+        return [fused_reparameterize(mu, log_var, key=key) for mu, log_var, key in cases]
+
+    compiled = torch.compile(run, backend=backend, fullgraph=True)
+    wanted = [t for mu, log_var, _ in cases for t in (mu, log_var)]
+    results = []
+    for call in (run, compiled):
+        z = call(cases)
+        weights = [inputs(*t.shape, dtype=t.dtype, seed=4)[0] for t in z]
+        results.append([*z, *torch.autograd.grad(z, wanted, weights)])
+        with torch.no_grad():
+            results[-1] += call(cases)
+    for ours, theirs in zip(results[1], results[0], strict=True):
+        assert_same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@pytest.mark.parametrize("marked", [True, False])
+def test_one_graph_for_all_sizes(backend: str, marked: bool) -> None:
+    counter = CompileCounterWithBackend(backend)
+
+    @torch.compile(backend=counter, fullgraph=True, dynamic=None if marked else True)
+    def call(mu: Tensor, log_var: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        drawn = fused_reparameterize(mu, log_var)
+        return drawn, fused_reparameterize(mu, log_var, key=keys)
+
+    for n in (7, 8, 64, 101):
+        mu, log_var = leaves(n, 5, dtype=torch.float32)
+        keys = reparam_fused.split(KEY, n)
+        if marked:  # an error where the graph holds for one size alone
+            for t in (mu, log_var, keys):
+                torch._dynamo.mark_dynamic(t, 0)
+        drawn, fixed = call(mu, log_var, keys)
+        expected = fused_reparameterize(mu, log_var, key=keys)
+        assert_same_bits(fixed, expected)
+        (ours,) = torch.autograd.grad((drawn + fixed).sum(), log_var)
+        torch.testing.assert_close(ours, 0.5 * (drawn - mu + expected - mu), atol=1e-5, rtol=1e-5)
+    assert counter.frame_count == 1
+
+
+def test_mu_is_log_var() -> None:
+    """dynamo refuses a Function that is given one tensor twice."""
+    x, _ = leaves(6)
+    compiled = torch.compile(fused_reparameterize, backend="aot_eager", fullgraph=True)
+    results = []
+    for call in (fused_reparameterize, compiled):
+        z = call(x, x, key=KEY)
+        results.append((z, *torch.autograd.grad(z.sum(), x)))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def layers(
+    mu: Tensor, log_var: Tensor, weights: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, Tensor, Tensor]]]:
+    """Three samples between products, each of the one before; and what each was drawn of."""
+    drawn = []
+    for weight in weights.unbind():
+        m, v = torch.tanh(mu @ weight), torch.tanh(log_var @ weight)
+        z = fused_reparameterize(m, v)
+        drawn.append((m, v, z))
+        mu = torch.relu(z @ weight)
+    return mu, drawn
+
+
+def assert_gradients_are_of_what_was_returned(call: Callable[..., Any]) -> None:
+    """The eager lines, with the noise that was used, give the same gradients."""
+    torch.manual_seed(0)
+    mu, log_var = leaves(8, 16)
+    weights = inputs(3, 16, 16, dtype=torch.float64, seed=3)[0].requires_grad_()
+    last, drawn = call(mu, log_var, weights)
+    torch.rand(3)  # a draw in the backward would find the generator elsewhere
+    ours = torch.autograd.grad(last.square().sum(), (mu, log_var, weights))
+    h = mu
+    for weight, (m, v, z) in zip(weights.unbind(), drawn, strict=True):
+        eps = ((z - m) / torch.exp(0.5 * v)).detach()
+        z_again = torch.tanh(h @ weight) + torch.exp(0.5 * torch.tanh(log_var @ weight)) * eps
+        h = torch.relu(z_again @ weight)
+    theirs = torch.autograd.grad(h.square().sum(), (mu, log_var, weights))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("backend", "budget"),
+    [
+        *(("aot_eager_decomp_partition", budget) for budget in (0.0, 0.3, 0.5, 0.9, 1.0)),
+        # the same partitioner, and seconds for each
+        *(pytest.param("inductor", budget, marks=needs_compiler) for budget in (0.0, 0.5)),
+    ],
+)
+def test_memory_budgets_do_not_draw_again(backend: str, budget: float) -> None:
+    """Below 1 the partitioner draws torch.randn again, and gives wrong gradients."""
+    with config.patch(activation_memory_budget=budget):
+        compiled = torch.compile(layers, backend=backend, fullgraph=True)
+        assert_gradients_are_of_what_was_returned(compiled)
+
+
+def test_graphs_without_a_backward_take_any_budget() -> None:
+    """torch refuses a draw that is marked for the partitioner where there is none."""
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def call(mu: Tensor, log_var: Tensor) -> Tensor:
+        return fused_reparameterize(mu, log_var).detach()
+
+    for budget in (0.0, 1.0):
+        with config.patch(activation_memory_budget=budget):
+            for mu, log_var in (inputs(6, 8), leaves(6, 8)):
+                assert (call(mu, log_var) != call(mu, log_var)).all()
+        torch._dynamo.reset()
+
+
+def test_log_var_and_a_key_go_to_the_backward() -> None:
+    """The one kernel there, and the state of no generator."""
+    graphs: list[list[torch.fx.Node]] = []
+
+    def record(graph: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        graphs.append(list(graph.graph.nodes))
+        return graph
+
+    backend = aot_autograd(
+        fw_compiler=record, bw_compiler=record, partition_fn=min_cut_rematerialization_partition
+    )
+    mu, log_var = leaves(6, 8)
+    torch.compile(fused_reparameterize, backend=backend)(mu, log_var).sum().backward()
+    _, backward = graphs
+    kept = [node.meta["val"] for node in backward if node.op == "placeholder"]
+    expected = [((2,), torch.uint64), ((6, 8), torch.float64), ((6, 8), torch.float64)]
+    assert sorted(((t.shape, t.dtype) for t in kept), key=str) == sorted(expected, key=str)
+    called = [str(node.target) for node in backward if node.op == "call_function"]
+    assert called == ["reparam_fused.sample_backward.default"]
+
+
+def save_products(_: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    save = op is torch.ops.aten.mm.default
+    return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def save_samples(_: object, op: Any, *args: object, **kwargs: object) -> CheckpointPolicy:
+    save = op.namespace == "reparam_fused"
+    return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def save_nothing(_: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_RECOMPUTE
+
+
+@pytest.mark.parametrize(
+    ("backend", "policy"),
+    [
+        *product(
+            [None, "aot_eager", "aot_eager_decomp_partition"],
+            [None, save_products, save_samples, save_nothing],
+        ),
+        pytest.param("inductor", save_nothing, marks=needs_compiler),
+    ],
+)
+def test_checkpoint_uses_the_noise_of_the_forward(
+    backend: str | None, policy: Callable[..., CheckpointPolicy] | None
+) -> None:
+    """Whole or selective; the trap of an op without a tag, whose recomputation draws anew."""
+    selective = {}
+    if policy is not None:
+        contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+        selective = {"context_fn": contexts}
+
+    def call(*args: Tensor) -> Any:
+        return checkpoint(layers, *args, use_reentrant=False, **selective)
+
+    if backend is not None:
+        call = torch.compile(call, backend=backend, fullgraph=True)
+    assert_gradients_are_of_what_was_returned(call)
+
+
+def test_func_grad_within_a_graph_is_refused_or_left_to_eager() -> None:
+    """dynamo does not trace the Function under torch.func.grad."""
+    mu, log_var = inputs(6)
+
+    def gradient(mu: Tensor, log_var: Tensor) -> Tensor:
+        loss = lambda v: fused_reparameterize(mu, v, key=KEY).square().sum()  # noqa: E731
+        result: Tensor = torch.func.grad(loss)(log_var)
+        return result
+
+    expected = gradient(mu, log_var)
+    assert_same_bits(torch.compile(gradient, backend="eager")(mu, log_var), expected)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        torch.compile(gradient, backend="eager", fullgraph=True)(mu, log_var)

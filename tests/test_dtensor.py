@@ -1,0 +1,172 @@
+"""DTensor: on any mesh, with any shards, the noise and the gradients of the whole tensor."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from helpers import assert_same_bits, inputs, key_of
+from ranks import needs_gloo, run_ranks
+from torch import Tensor
+
+import reparam_fused
+from reparam_fused import fused_reparameterize
+
+pytestmark = needs_gloo
+KEY = key_of(31, 2**32 - 5)
+SHAPE = (6, 5, 12)  # uneven on 4 ranks, and on 2 for the second dimension
+
+
+class Case(NamedTuple):
+    mesh: tuple[int, ...]
+    mu_placements: tuple[str, ...]
+    scale_placements: tuple[str, ...]
+    mu_shape: tuple[int, ...] = SHAPE
+    scale_shape: tuple[int, ...] = SHAPE
+    batch: tuple[int, ...] = ()
+    dtype: torch.dtype = torch.float32
+    form: str = "log_var"
+
+
+def cases(count: int) -> list[Case]:
+    """r: replicated, p: partial, a digit: sharded on this dimension."""
+    made = [Case((count,), (a,), (b,)) for a, b in product("r012p", "r012")]
+    made += [
+        Case((count,), ("0",), ("0",), form="std"),
+        Case((count,), ("2",), ("r",), form="std", dtype=torch.float64),
+        Case((count,), ("0",), ("1",), dtype=torch.bfloat16),
+        # what broadcasts has a gradient that is a sum over the ranks
+        Case((count,), ("0",), ("r",), scale_shape=(5, 1)),
+        Case((count,), ("2",), ("0",), scale_shape=(12,)),
+        Case((count,), ("r",), ("0",), mu_shape=(1, 12), form="std"),
+        Case((count,), ("1",), ("1",), mu_shape=(6, 1, 12), scale_shape=(6, 1, 12)),
+        # the last ranks have nothing
+        Case((count,), ("0",), ("0",), (1, 7), (1, 7)),
+        Case((count,), ("0",), ("r",), batch=(6,)),
+        Case((count,), ("1",), ("1",), batch=(6, 5)),
+        Case((count,), ("0",), ("2",), batch=(1, 5)),
+        Case((count,), ("1",), ("0",), batch=(6, 1)),
+        Case((count,), ("2",), ("r",), batch=SHAPE),
+    ]
+    if count == 4:
+        made += [
+            Case((2, 2), a, b)
+            for a, b in (
+                (("0", "1"), ("0", "1")),
+                (("0", "0"), ("0", "0")),
+                (("2", "r"), ("r", "1")),
+                (("r", "r"), ("1", "2")),
+                (("p", "0"), ("r", "2")),
+            )
+        ]
+        made.append(Case((2, 2), ("1", "0"), ("1", "0"), batch=(6, 5), dtype=torch.float16))
+    return made
+
+
+def keys_of(case: Case) -> Tensor:
+    n = torch.Size(case.batch).numel()
+    return reparam_fused.split(KEY, n).view(*case.batch, 2) if case.batch else KEY
+
+
+def operands(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """mu, the scale and a gradient of z; integers where they are added up over ranks."""
+    shape = torch.broadcast_shapes(case.mu_shape, case.scale_shape)
+    mu, scale = inputs(*case.mu_shape)[0], inputs(*case.scale_shape, seed=1)[1]
+    weight = inputs(*shape, seed=2)[0]
+    return tuple(t.to(case.dtype) for t in (mu, scale, weight.round()))  # type: ignore[return-value]
+
+
+def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+
+    made = {"r": Replicate(), "p": Partial()} | {str(d): Shard(d) for d in range(3)}
+    count = torch.distributed.get_world_size()
+    meshes = {(count,): init_device_mesh("cpu", (count,))}
+    if count == 4:
+        meshes[2, 2] = init_device_mesh("cpu", (2, 2))
+
+    def distributed(t: Tensor, mesh: Any, names: tuple[str, ...]) -> Any:
+        placements = [made[name] for name in names]
+        whole = [Replicate() if name == "p" else made[name] for name in names]
+        part = distribute_tensor(t, mesh, whole).to_local()
+        for i, name in enumerate(names):
+            if name == "p" and mesh.get_local_rank(i) > 0:  # the sum is t, of one rank alone
+                part = torch.zeros_like(part)
+        d = DTensor.from_local(part, mesh, placements, shape=t.shape, stride=t.stride())
+        return d.requires_grad_()
+
+    results = []
+    for case in cases(count):
+        mesh = meshes[case.mesh]
+        mu, scale, weight = operands(case)
+        mu_d = distributed(mu, mesh, case.mu_placements)
+        scale_d = distributed(scale, mesh, case.scale_placements)
+        key = keys_of(case)
+        z = fused_reparameterize(mu_d, **{case.form: scale_d}, key=key)
+        weight_d = distribute_tensor(weight, mesh, z.placements)
+        grads = torch.autograd.grad((z * weight_d).sum(), (mu_d, scale_d))
+        whole = [t.full_tensor().detach() for t in (z, *grads)]
+        results.append((whole, [z.shape, z.stride(), [str(p) for p in z.placements]]))
+    # Without a key: one for all, whatever their generators
+    torch.manual_seed(rank)
+    zero = distribute_tensor(torch.zeros(8, 3), meshes[(count,)], [Shard(0)])
+    one = torch.ones_like(zero)
+    drawn = [fused_reparameterize(zero, std=one).full_tensor() for _ in range(2)]
+    generator = torch.Generator().manual_seed(5 + rank)
+    drawn.append(fused_reparameterize(zero, std=one, generator=generator).full_tensor())
+    results.append((drawn, []))
+    with pytest.raises(RuntimeError, match="must both be DTensors, got DTensor and Tensor"):
+        fused_reparameterize(zero, torch.zeros(8, 3))
+    with pytest.raises(ValueError, match="a DTensor knows its own"):
+        fused_reparameterize(zero, one, key=KEY, global_shape=(9, 3), global_offset=(0, 0))
+    key_d = DTensor.from_local(KEY, meshes[(count,)], [Replicate()])
+    results.append(([fused_reparameterize(zero, std=one, key=key_d).full_tensor()], []))
+    return results
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run_ranks(request.param, tmp_path_factory.mktemp("ranks"), run_rank)
+
+
+def test_bits_are_those_of_a_single_process(ranks: list[Any]) -> None:
+    """z, both gradients, and z's shape and strides, on every rank."""
+    for results in ranks:
+        for case, ((z, *grads), layout) in zip(cases(len(ranks)), results, strict=False):
+            mu, scale, weight = (t.requires_grad_() for t in operands(case))
+            expected = fused_reparameterize(mu, **{case.form: scale}, key=keys_of(case))
+            assert_same_bits(z, expected)
+            assert layout[:2] == [expected.shape, expected.stride()], case
+            expected_grads = torch.autograd.grad(expected, (mu, scale), weight)
+            sums = case.mu_shape != expected.shape, case.scale_shape != expected.shape
+            for grad, expected_grad, is_sum in zip(grads, expected_grads, sums, strict=True):
+                if is_sum:  # over ranks, in another order
+                    torch.testing.assert_close(grad, expected_grad)
+                else:
+                    assert_same_bits(grad, expected_grad)
+
+
+def test_a_shard_stays_a_shard(ranks: list[Any]) -> None:
+    """Nothing is gathered that need not be."""
+    for results in ranks:
+        for case, (_, layout) in zip(cases(len(ranks)), results, strict=False):
+            wanted = "".join(case.mu_placements + case.scale_placements)
+            if case.mu_shape == case.scale_shape == SHAPE:
+                assert ("S(" in "".join(layout[2])) == any(d in wanted for d in "012"), case
+
+
+def test_without_a_key_the_ranks_share_one(ranks: list[Any]) -> None:
+    """That of the first rank, though they were seeded apart."""
+    torch.manual_seed(0)
+    zero, one = torch.zeros(8, 3), torch.ones(8, 3)
+    generator = torch.Generator().manual_seed(5)
+    expected = [fused_reparameterize(zero, std=one) for _ in range(2)]
+    expected.append(fused_reparameterize(zero, std=one, generator=generator))
+    expected.append(fused_reparameterize(zero, std=one, key=KEY))
+    for results in ranks:
+        drawn = [*results[-2][0], *results[-1][0]]
+        for z, expected_z in zip(drawn, expected, strict=True):
+            assert_same_bits(z, expected_z)

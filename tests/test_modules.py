@@ -1,0 +1,130 @@
+"""In a module as in any other: hooks, checkpointing, copies and files."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+from helpers import assert_same_bits, inputs, key_of
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from reparam_fused import fused_reparameterize, key, noise
+
+LARGEST = 2**64 - 1
+
+
+def leaves(*shape: int) -> tuple[Tensor, Tensor]:
+    mu, log_var = inputs(*shape, dtype=torch.float64)
+    return mu.requires_grad_(), log_var.requires_grad_()
+
+
+def test_the_backward_takes_what_the_hooks_unpack(both_paths: str) -> None:
+    """log_var and the key, and nothing of them is kept beside."""
+    mu, log_var = leaves(6, 8)
+    packed: list[Tensor] = []
+
+    def pack(t: Tensor) -> int:
+        packed.append(t)
+        return len(packed) - 1
+
+    def unpack(index: int) -> Tensor:
+        return key_of(5) if packed[index].dtype == torch.uint64 else torch.zeros_like(log_var)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        z = fused_reparameterize(mu, log_var, key=key_of(4))
+    saved_key, saved_log_var = packed
+    assert_same_bits(saved_log_var, log_var)
+    assert torch.equal(saved_key, key_of(4))
+    (grad,) = torch.autograd.grad(z.sum(), log_var)
+    torch.testing.assert_close(grad, 0.5 * noise(key_of(5), 6, 8, dtype=torch.float64))
+
+
+def test_save_on_cpu(both_paths: str) -> None:
+    mu, log_var = leaves(6, 8)
+    with torch.autograd.graph.save_on_cpu():
+        z = fused_reparameterize(mu, log_var)
+    (grad,) = torch.autograd.grad(z.sum(), log_var)
+    torch.testing.assert_close(grad, 0.5 * (z - mu))
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoint_with_a_key_needs_no_rng_state(both_paths: str, use_reentrant: bool) -> None:
+    mu, log_var = leaves(6, 8)
+
+    def run(mu: Tensor, log_var: Tensor) -> Tensor:
+        return fused_reparameterize(mu, log_var, key=key_of(4)).square()
+
+    squared = checkpoint(run, mu, log_var, use_reentrant=use_reentrant, preserve_rng_state=False)
+    squared.sum().backward()
+    z = fused_reparameterize(mu, log_var, key=key_of(4)).detach()
+    assert_same_bits(squared, z.square())
+    torch.testing.assert_close(mu.grad, 2 * z)
+    torch.testing.assert_close(log_var.grad, z * (z - mu.detach()))
+
+
+class Encoder(torch.nn.Module):
+    key: Tensor
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(4, 6)
+        self.generator = torch.Generator().manual_seed(1)
+        self.register_buffer("key", key(seed))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mu, log_var = self.linear(x).chunk(2, -1)
+        fixed = fused_reparameterize(mu, log_var, key=self.key)
+        return fixed, fused_reparameterize(mu, log_var, generator=self.generator)
+
+
+def assert_same_module(a: Encoder, b: Encoder) -> None:
+    x, _ = inputs(5, 4)
+    for ours, theirs in zip(a(x), b(x), strict=True):
+        assert_same_bits(ours, theirs)
+
+
+def test_copies_and_files() -> None:
+    """A copy has the key, and the state of the generator."""
+    encoder = Encoder(LARGEST)
+    encoder(torch.zeros(1, 4))
+    buffer = io.BytesIO()
+    torch.save(encoder, buffer)
+    buffer.seek(0)
+    copied, loaded = copy.deepcopy(encoder), torch.load(buffer, weights_only=False)
+    assert_same_module(copied, encoder)
+    assert_same_module(loaded, copy.deepcopy(loaded))
+    assert torch.equal(loaded.key, encoder.key)
+
+
+def test_state_dict_and_casts() -> None:
+    """The key is no floating-point buffer: it is carried, and cast to nothing."""
+    encoder, other = Encoder(LARGEST), Encoder(0)
+    buffer = io.BytesIO()
+    torch.save(encoder.state_dict(), buffer)
+    buffer.seek(0)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    assert_same_module(other, encoder)
+    assert torch.equal(encoder.to(torch.bfloat16).key, key(LARGEST))
+    assert encoder(torch.zeros(2, 4, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
+
+
+def test_meta_tensors_have_the_layout_of_real_ones() -> None:
+    for view in (
+        lambda t: t.transpose(0, 2),
+        lambda t: t[:, ::2],
+        lambda t: t[:, :1].expand(3, 4, 5),
+        lambda t: t.to(torch.bfloat16),
+    ):
+        real, log_var = view(torch.zeros(3, 4, 5)), torch.zeros((), dtype=torch.bfloat16)
+        z = fused_reparameterize(real, log_var)
+        mu = real.to("meta").requires_grad_()
+        ours = fused_reparameterize(mu, log_var.to("meta"))
+        layout = (ours.shape, ours.stride(), ours.dtype)
+        assert ours.is_meta
+        assert layout == (z.shape, z.stride(), z.dtype)
+        ours.sum().backward()
+        assert mu.grad is not None
+        assert (mu.grad.is_meta, mu.grad.shape) == (True, real.shape)

@@ -1,0 +1,663 @@
+"""patch(): what it replaces runs fused, the rest runs as before, and nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from helpers import assert_same_bits
+from test_compile import BACKENDS
+from test_functional import Marked
+from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
+from torch.autograd import forward_ad
+from torch.distributions import HalfNormal, Independent, LogNormal, Normal
+
+import reparam_fused
+from reparam_fused import _ops, _patch, patch
+
+ORIGINAL = Normal.rsample
+VAE = "diffusers.models.autoencoders.vae"
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> Iterator[None]:
+    assert Normal.rsample is ORIGINAL
+    yield
+    assert vars(Normal)["rsample"] is ORIGINAL
+    assert not _patch._replacements
+
+
+@pytest.fixture
+def fused(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The fused calls. Without the extension they are those of the reference path."""
+    calls = []
+    real = _patch.fused_reparameterize
+
+    def count(*args: Tensor, **options: Any) -> Tensor:
+        calls.append(args)
+        return real(*args, **options)
+
+    monkeypatch.setattr(_patch, "fused_reparameterize", count)
+    monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
+    return calls
+
+
+def parameters(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    loc = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    scale = torch.rand(shape, generator=generator, dtype=torch.float64).add(0.1).to(dtype)
+    return loc.requires_grad_(), scale.requires_grad_()
+
+
+def check_gradients(z: Tensor, loc: Tensor, scale: Tensor) -> None:
+    """Against the eager line with the noise that z shows."""
+    eps = ((z - loc) / scale).detach()
+    weight = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape)
+    actual = torch.autograd.grad((z * weight).sum(), (loc, scale))
+    expected = torch.autograd.grad(((loc + eps * scale) * weight).sum(), (loc, scale))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("sample_shape", [(), (1,), (5,), (2, 3), (0,), (2, 0)])
+@pytest.mark.parametrize("shapes", [((), ()), ((4,), (4,)), ((3, 1), (4,)), ((0,), (1,))])
+def test_normal(
+    fused: list[Any], shapes: tuple[tuple[int, ...], ...], sample_shape: tuple[int, ...]
+) -> None:
+    loc, _ = parameters(*shapes[0])
+    _, scale = parameters(*shapes[1])
+    normal = Normal(loc, scale)
+    expected = normal.rsample(sample_shape)
+    with patch("normal"):
+        z = normal.rsample(sample_shape)
+        assert normal.rsample(torch.Size(sample_shape)).shape == z.shape
+    assert len(fused) == 2
+    assert (z.shape, z.dtype, z.requires_grad) == (expected.shape, expected.dtype, True)
+    check_gradients(z, loc, scale)
+
+
+@pytest.mark.parametrize("sample_shape", [(), (3,)])
+@pytest.mark.parametrize("dims", [0, 2])
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_dtypes_are_those_of_the_original(
+    fused: list[Any],
+    dtype: torch.dtype,
+    scale_dtype: torch.dtype,
+    dims: int,
+    sample_shape: tuple[int, ...],
+) -> None:
+    loc, _ = parameters(*[4] * dims, dtype=dtype)
+    _, scale = parameters(*[4] * dims, dtype=scale_dtype)
+    normal = Normal(loc, scale)
+    with patch("normal"):
+        z = normal.rsample(sample_shape)
+    assert z.dtype == normal.rsample(sample_shape).dtype
+    assert len(fused) == (dims > 0 or dtype == scale_dtype)
+
+
+def test_numbers_and_parameters(fused: list[Any]) -> None:
+    with patch("normal"):
+        assert Normal(0.0, 1.0).rsample().shape == ()
+        loc = torch.nn.Parameter(torch.zeros(3))
+        Normal(loc, torch.ones(3)).rsample().sum().backward()
+    assert len(fused) == 2
+    assert loc.grad is not None
+    assert torch.equal(loc.grad, torch.ones(3))
+
+
+def test_the_seed_counts_and_calls_differ(fused: list[Any]) -> None:
+    normal = Normal(*parameters(50))
+    with patch("normal"):
+        torch.manual_seed(1)
+        first = [normal.rsample(), normal.rsample((2,))]
+        torch.manual_seed(1)
+        for z in first:
+            assert_same_bits(normal.rsample(z.shape[:-1]).detach(), z.detach())
+    rows = torch.cat([first[0][None], first[1]])
+    assert rows.unique().numel() == rows.numel()
+    assert len(fused) == 4
+
+
+def test_statistics(fused: list[Any]) -> None:
+    """Of each element, within 5 standard errors."""
+    torch.manual_seed(0)
+    loc, scale = parameters(8)
+    n = 100_000
+    with patch("normal"):
+        z = Normal(loc, scale).rsample((n,)).detach()
+    eps = (z - loc.detach()) / scale.detach()
+    assert eps.mean(0).abs().max() < 5 / n**0.5
+    assert (eps.square().mean(0) - 1).abs().max() < 5 * (2 / n) ** 0.5
+    off_diagonal = eps.T @ eps / n - torch.eye(8, dtype=eps.dtype) * eps.square().mean(0)
+    assert off_diagonal.abs().max() < 5 / n**0.5
+    assert len(fused) == 1
+
+
+def test_what_samples_through_normal(fused: list[Any]) -> None:
+    loc, scale = parameters(4, 3)
+    with patch("normal"):
+        assert LogNormal(loc, scale).rsample().min() > 0
+        assert Independent(Normal(loc, scale), 1).rsample((2,)).shape == (2, 4, 3)
+        assert HalfNormal(scale).rsample().min() > 0
+        assert Normal(loc, scale).expand((5, 4, 3)).rsample().shape == (5, 4, 3)
+    assert len(fused) == 4
+
+
+def test_a_subclass_with_its_own_method_keeps_it(fused: list[Any]) -> None:
+    class Own(Normal):
+        def rsample(self, sample_shape: Any = ()) -> Tensor:
+            return self.loc
+
+    class Inherits(Normal):
+        pass
+
+    loc, scale = parameters(3)
+    with patch("normal"):
+        assert Own(loc, scale).rsample() is loc
+        assert not fused
+        Inherits(loc, scale).rsample()
+    assert len(fused) == 1
+
+
+class Spy:
+    """Stands for the original, and does nothing but say that it was called."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def method(self) -> Callable[..., Any]:
+        def rsample(distribution: Any, *args: Any) -> Spy:
+            self.calls.append(args)
+            return self
+
+        return rsample
+
+
+def dense(**options: Any) -> Tensor:
+    return torch.ones(2, 3, **options)
+
+
+def jagged() -> Tensor:
+    return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
+
+
+UNSUPPORTED: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "complex": lambda: (dense(dtype=torch.complex64), dense()),
+    "complex scale": lambda: (dense(), dense(dtype=torch.complex64)),
+    "int": lambda: (dense(dtype=torch.int64), dense(dtype=torch.int64)),
+    "float8": lambda: (dense().to(torch.float8_e5m2), dense()),
+    "sparse": lambda: (dense().to_sparse(), dense()),
+    "sparse scale": lambda: (dense(), dense().to_sparse_csr()),
+    "nested": lambda: (torch.nested.nested_tensor([torch.ones(2)]), dense()),
+    "jagged": lambda: (jagged(), jagged()),
+    "subclass": lambda: (dense().as_subclass(Marked), dense()),
+    "subclass of scale": lambda: (dense(), dense().as_subclass(Marked)),
+    "no kernel": lambda: (dense(device="meta"), dense(device="meta")),
+    "two devices": lambda: (dense(), dense(device="meta")),
+    "numbers": lambda: (0.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_the_unsupported_goes_to_the_original(
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    normal, spy = Normal(0.0, 1.0), Spy()
+    normal.loc, normal.scale = UNSUPPORTED[case]()
+    state = torch.get_rng_state()
+    with monkeypatch.context() as m:
+        m.setattr(Normal, "rsample", spy.method())
+        with patch("normal"):
+            assert normal.rsample((2,)) is spy
+    assert spy.calls == [((2,),)]
+    assert not fused
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_a_kernel_the_original_is_faster(
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_patch, "_DEVICES", frozenset())
+    normal = Normal(*parameters(3))
+    torch.manual_seed(1)
+    expected = normal.rsample()
+    torch.manual_seed(1)
+    with patch("normal"):
+        assert torch.equal(normal.rsample(), expected)
+    assert not fused
+
+
+def test_devices_are_those_with_compiled_kernels() -> None:
+    assert ("cpu" in _patch._DEVICES) == (_ops.extension is not None)
+    assert ("cuda" in _patch._DEVICES) == (_ops.has_triton or _ops.cuda_extension is not None)
+    assert "meta" not in _patch._DEVICES
+
+
+def test_jit_traces_the_original(fused: list[Any]) -> None:
+    def run(loc: Tensor, scale: Tensor) -> Tensor:
+        return Normal(loc, scale, validate_args=False).rsample()
+
+    loc, scale = (t.detach() for t in parameters(4))
+    with patch("normal"):
+        traced = torch.jit.trace(run, (loc, scale), check_trace=False)
+        assert not fused
+        assert "reparam_fused" not in str(traced.inlined_graph)
+        run(loc, scale)
+    assert len(fused) == 1
+
+
+def test_forward_mode_is_left_to_the_original(fused: list[Any]) -> None:
+    """Which differentiates twice forward, and within torch.compile: the op does not."""
+    loc, scale = (t.detach() for t in parameters(4))
+    with patch("normal"), forward_ad.dual_level():
+        dual = forward_ad.make_dual(loc, torch.ones_like(loc))
+        tangent = forward_ad.unpack_dual(Normal(dual, scale).rsample()).tangent
+    assert torch.equal(tangent, torch.ones_like(loc))
+    assert not fused
+
+    def run(loc: Tensor) -> Tensor:
+        return Normal(loc.exp(), scale, validate_args=False).rsample()
+
+    def twice(loc: Tensor) -> Tensor:
+        return torch.func.jvp(lambda x: torch.func.jvp(run, (x,), (x,))[1], (loc,), (loc,))[1]
+
+    with patch("normal"):
+        torch.testing.assert_close(twice(loc), loc.exp() * (loc + loc.square()))
+
+
+def test_a_default_device_is_no_subclass(fused: list[Any]) -> None:
+    with patch("normal"), torch.device("cpu"):
+        Normal(*parameters(4)).rsample()
+    assert len(fused) == 1
+
+
+def test_autocast(fused: list[Any]) -> None:
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(5, 6)
+    x = torch.randn(7, 5)
+
+    def run() -> Tensor:
+        loc, scale = encoder(x).chunk(2, -1)
+        return Normal(loc, torch.nn.functional.softplus(scale)).rsample((2,))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = run()
+        with patch("normal"):
+            z = run()
+    assert len(fused) == 1
+    assert (z.dtype, z.shape) == (expected.dtype, expected.shape) == (torch.bfloat16, (2, 7, 3))
+    z.float().sum().backward()
+    assert encoder.bias.grad is not None
+    torch.testing.assert_close(encoder.bias.grad[:3], torch.full((3,), 14.0))
+
+
+def test_vmap(fused: list[Any]) -> None:
+    loc, scale = (t.detach() for t in parameters(6, 3))
+
+    def noise(loc: Tensor, scale: Tensor) -> Tensor:
+        return (Normal(loc, scale, validate_args=False).rsample((2,)) - loc) / scale
+
+    with patch("normal"):
+        different = torch.vmap(noise, randomness="different")(loc, scale)
+        same = torch.vmap(noise, randomness="same")(loc, scale)
+        with pytest.raises(RuntimeError, match="randomness"):
+            torch.vmap(noise)(loc, scale)
+    assert different.shape == same.shape == (6, 2, 3)
+    assert different.unique().numel() == different.numel()
+    torch.testing.assert_close(same, same[:1].expand_as(same))
+    assert len(fused) == 3
+
+
+def test_grad_and_vmap_of_it(fused: list[Any]) -> None:
+    loc, scale = (t.detach() for t in parameters(6, 3))
+
+    def loss(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        z = Normal(loc, scale, validate_args=False).rsample()
+        return z.square().sum(), z
+
+    with patch("normal"):
+        per_example = torch.vmap(
+            torch.func.grad(loss, (0, 1), has_aux=True), randomness="different"
+        )
+        (grad_loc, grad_scale), z = per_example(loc, scale)
+    assert len(fused) == 1
+    torch.testing.assert_close(grad_loc, 2 * z)
+    torch.testing.assert_close(grad_scale, 2 * z * (z - loc) / scale)
+
+
+def rsample_of(loc: Tensor, scale: Tensor) -> Tensor:
+    return Normal(loc, scale, validate_args=False).rsample((2,))
+
+
+@BACKENDS
+def test_compiled_calls(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
+    loc, scale = parameters(4, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(rsample_of, backend=backend, fullgraph=True)
+    with patch("normal"):
+        torch.manual_seed(4)
+        first, second = compiled(loc, scale), compiled(loc, scale)
+        torch.manual_seed(4)
+        assert_same_bits(compiled(loc, scale).detach(), first.detach())
+    assert torch.cat([first, second]).unique().numel() == 2 * first.numel()
+    check_gradients(first, loc, scale)
+
+
+def test_what_is_compiled_follows_the_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back to the original after the undoing, and no compilation for a second patch."""
+    monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append("reparam_fused.sample_from_key" in str(graph.graph))
+        return graph.forward
+
+    torch.compiler.reset()
+    backend = aot_autograd(fw_compiler=record, bw_compiler=lambda graph, _: graph.forward)
+    compiled = torch.compile(rsample_of, backend=backend, fullgraph=True)
+    loc, scale = parameters(4)
+    with patch("normal"):
+        compiled(loc, scale)
+        with patch("normal"):
+            compiled(loc, scale)
+    compiled(loc, scale)
+    assert graphs == [True, False]
+
+
+def in_force() -> bool:
+    return Normal.rsample is not ORIGINAL
+
+
+def test_in_force_from_the_call_on(fused: list[Any]) -> None:
+    undo = patch("normal").undo
+    try:
+        Normal(*parameters(3)).rsample()
+        assert len(fused) == 1
+        assert in_force()
+    finally:
+        undo()
+    assert not in_force()
+    Normal(*parameters(3)).rsample()
+    assert len(fused) == 1
+
+
+def test_the_method_says_what_it_is() -> None:
+    with patch("normal"):
+        assert Normal.rsample.__name__ == "rsample"
+        assert Normal.rsample.__qualname__ == "Normal.rsample"
+        assert Normal.rsample.__wrapped__ is ORIGINAL  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_undone_in_any_order(seed: int) -> None:
+    patches = [patch("normal") for _ in range(6)]
+    method = Normal.rsample
+    random.Random(seed).shuffle(patches)
+    for p in patches:
+        assert Normal.rsample is method
+        p.undo()
+        p.undo()  # counts once
+    assert not in_force()
+
+
+def test_nested() -> None:
+    with patch("normal", "normal"):
+        with patch("normal"):
+            pass
+        assert in_force()
+    assert not in_force()
+
+
+def test_an_exception_ends_it_too() -> None:
+    with pytest.raises(ZeroDivisionError), patch("normal"):
+        _ = 1 / 0
+    assert not in_force()
+
+
+def test_undone_within_the_block() -> None:
+    with patch("normal") as p:
+        p.undo()
+        assert not in_force()
+    with pytest.raises(RuntimeError, match=r"call patch\(\) again"), p:
+        pass
+
+
+def test_threads() -> None:
+    """Patches come and go in all of them; whoever holds one finds it in force."""
+    loc, scale = (t.detach() for t in parameters(8))
+    start = threading.Barrier(8)
+
+    def work(seed: int) -> None:
+        order = random.Random(seed)
+        start.wait()
+        held = []
+        for _ in range(300):
+            if held and order.random() < 0.5:
+                held.pop(order.randrange(len(held))).undo()
+            else:
+                held.append(patch("normal"))
+            assert not held or in_force()
+            assert Normal(loc, scale).rsample().isfinite().all()
+        for p in held:
+            p.undo()
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert not in_force()
+
+
+def test_one_patch_undone_by_two_threads_counts_once() -> None:
+    for _ in range(200):
+        outer, inner = patch("normal"), patch("normal")
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(4):
+                pool.submit(inner.undo)
+        assert in_force()
+        outer.undo()
+
+
+def test_somebody_elses_wrapper_is_left_alone(
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    normal, seen = Normal(*parameters(3)), []
+    p = patch("normal")
+    ours = Normal.rsample
+
+    def theirs(self: Normal, *args: Any) -> Tensor:
+        seen.append(args)
+        return ours(self, *args)
+
+    try:
+        setattr(Normal, "rsample", theirs)  # noqa: B010
+        normal.rsample()
+        assert (len(fused), len(seen)) == (1, 1)
+
+        p.undo()
+        assert Normal.rsample is theirs
+        torch.manual_seed(1)
+        z = normal.rsample()
+        torch.manual_seed(1)
+        assert torch.equal(z, ORIGINAL(normal))
+        assert (len(fused), len(seen)) == (1, 2)
+
+        with patch("normal"):
+            normal.rsample()
+            assert (len(fused), len(seen)) == (2, 2)
+            monkeypatch.setattr(_patch, "_DEVICES", frozenset())
+            normal.rsample()  # through theirs and the first of ours
+        assert Normal.rsample is theirs
+        assert (len(fused), len(seen)) == (2, 3)
+    finally:
+        setattr(Normal, "rsample", ORIGINAL)  # noqa: B010
+
+
+@pytest.mark.parametrize("target", ["Normal", "", "normal "])
+def test_an_unknown_target(target: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"targets must be 'normal' or 'diffusers', got '{target}'"
+    ):
+        patch("normal", target)
+    assert not in_force()
+
+
+@pytest.mark.parametrize("target", [Normal, None, ["normal"]])
+def test_a_target_of_another_type(target: Any) -> None:
+    with pytest.raises(TypeError, match=r"patch\(\): argument 'targets' must be str, not "):
+        patch("normal", target)
+    assert not in_force()
+
+
+def test_a_missing_library_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, VAE, raising=False)
+    with pytest.raises(ImportError, match="diffusers"):
+        patch("normal", "diffusers")
+    assert not in_force()
+
+
+def test_no_library_is_imported_unasked(tmp_path: Path) -> None:
+    (tmp_path / "diffusers.py").write_text("raise RuntimeError('imported')")
+    code = (
+        "import sys, reparam_fused\n"
+        "reparam_fused.patch('normal')\n"
+        "reparam_fused.patch()\n"
+        "assert not {'diffusers', 'pyro', 'scvi'} & set(sys.modules)\n"
+        "try: reparam_fused.patch('diffusers')\n"
+        "except RuntimeError as error: print(error)\n"
+    )
+    root = str(Path(reparam_fused.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "imported"), done.stderr
+
+
+class Latents:
+    """As much of diffusers' DiagonalGaussianDistribution as a sample needs."""
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        self.mean, self.logvar = parameters.chunk(2, 1)
+        self.deterministic = deterministic
+        self.std = torch.exp(0.5 * self.logvar)
+
+    def sample(self, generator: Any = None) -> Any:
+        return "original", generator
+
+
+@pytest.fixture
+def diffusers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    vae = ModuleType(VAE)
+    vae.DiagonalGaussianDistribution = Latents  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "diffusers", ModuleType("diffusers"))
+    monkeypatch.setitem(sys.modules, VAE, vae)
+    return vae
+
+
+def latents() -> Tensor:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(2, 8, 4, 4, generator=generator, dtype=torch.float64)
+
+
+def test_diffusers(fused: list[Any], diffusers: ModuleType) -> None:
+    posterior = Latents(latents().requires_grad_())
+    original = Latents.sample
+    with patch("diffusers"):
+        assert Normal.rsample is ORIGINAL
+        torch.manual_seed(2)
+        z = posterior.sample()
+        torch.manual_seed(2)
+        assert_same_bits(posterior.sample().detach(), z.detach())
+        generator = torch.Generator().manual_seed(2)
+        state = torch.get_rng_state()
+        drawn = posterior.sample(generator)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert_same_bits(posterior.sample(generator=generator.manual_seed(2)), drawn)
+    assert vars(Latents)["sample"] is original
+    assert len(fused) == 4
+    eps = ((z - posterior.mean) / posterior.std).detach()
+    for a, b in zip(
+        torch.autograd.grad(z.square().sum(), (posterior.mean, posterior.logvar)),
+        (2 * z, z * posterior.std * eps),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "case", ["deterministic", "list", "device", "kernel", "number", "after the undoing"]
+)
+def test_diffusers_leaves_the_rest_to_the_original(
+    fused: list[Any], diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    posterior = Latents(latents(), deterministic=case == "deterministic")
+    generator: Any = {
+        "list": [torch.Generator(), torch.Generator()],
+        "device": torch.Generator(),
+        "number": 3,
+    }.get(case)
+    if case == "device":
+        monkeypatch.setattr(_patch, "_DEVICES", frozenset({"meta"}))
+        posterior = Latents(latents().to("meta"))
+    if case == "kernel":
+        monkeypatch.setattr(_patch, "_DEVICES", frozenset())
+    p = patch("diffusers")
+    method = Latents.sample
+    if case == "after the undoing":
+        p.undo()
+    with p if case != "after the undoing" else patch("normal"):
+        assert method(posterior, generator) == ("original", generator)
+    assert not fused
+
+
+def test_diffusers_is_a_default_once_imported(
+    fused: list[Any], diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Latents.sample
+    with patch():
+        assert in_force()
+        assert Latents.sample is not original
+    assert Latents.sample is original
+    monkeypatch.delitem(sys.modules, "diffusers")
+    with patch():
+        assert in_force()
+        assert Latents.sample is original
+
+
+def test_targets_are_counted_apart(diffusers: ModuleType) -> None:
+    original = Latents.sample
+    both = patch("normal", "diffusers")
+    normal = patch("normal")
+    both.undo()
+    assert in_force()
+    assert Latents.sample is original
+    normal.undo()
+
+
+def test_an_inherited_method_is_inherited_again(fused: list[Any], diffusers: ModuleType) -> None:
+    class Later(Latents):
+        pass
+
+    diffusers.DiagonalGaussianDistribution = Later  # type: ignore[attr-defined]
+    with patch("diffusers"):
+        assert isinstance(Later(latents()).sample(), Tensor)
+        assert Latents(latents()).sample() == ("original", None)
+    assert "sample" not in vars(Later)
+    assert Later(latents()).sample() == ("original", None)
