@@ -15,8 +15,13 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import _ops, _validate, reference
 from .autograd import FusedDraw, FusedSample, TracedSample
 
+
+def no_plain_call(*_: object) -> None:
+    return None
+
+
 # Takes plain eager calls of tensors that have a compiled kernel, and gives None for any other.
-_plain_call: Callable[..., Tensor | None] | None = getattr(_ops.extension, "reparameterize", None)
+plain_call: Callable[..., Tensor | None] = getattr(_ops.extension, "reparameterize", no_plain_call)
 
 
 def _levels(transform: TransformType) -> int:
@@ -105,13 +110,8 @@ def fused_reparameterize(
         ... )
         tensor([-1.2356,  1.9239])
     """
-    if (
-        _plain_call is not None
-        and global_shape is None
-        and global_offset is None
-        and not torch.compiler.is_compiling()
-    ):
-        z = _plain_call(mu, log_var, std, key, generator)
+    if global_shape is None and global_offset is None and not torch.compiler.is_compiling():
+        z = plain_call(mu, log_var, std, key, generator)
         if z is not None:
             return z
     tensors = [t for t in (mu, log_var, std) if t is not None]

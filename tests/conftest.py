@@ -31,8 +31,8 @@ def poisoned_memory() -> Iterator[None]:
 def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test over the C++ fast path, and over the general path in Python."""
     if request.param == "Python Function":
-        monkeypatch.setattr(functional, "_plain_call", None)
-    elif functional._plain_call is None:
+        monkeypatch.setattr(functional, "plain_call", functional.no_plain_call)
+    elif functional.plain_call is functional.no_plain_call:
         pytest.skip("the C++ extension is not built")
     return request.param
 

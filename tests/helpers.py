@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from reparam_fused import _ops
+from reparam_fused import _ops, _patch
 
 needs_kernels = pytest.mark.skipif(
     _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
@@ -50,6 +52,27 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
         f"{actual.flatten()[different[:5]].tolist()} "
         f"for {expected.flatten()[different[:5]].tolist()}"
     )
+
+
+def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """A list that gets the mean of each fused call that a patched method makes."""
+    means: list[Tensor] = []
+    general, plain = _patch.fused_reparameterize, _patch._plain_call
+
+    def count_general(mean: Tensor, *args: Tensor, **options: Any) -> Tensor:
+        means.append(mean)
+        return general(mean, *args, **options)
+
+    def count_plain(mean: Tensor, std: Tensor) -> Tensor | None:
+        # a test may take the devices away
+        z = plain(mean, std) if _patch._DEVICES else None
+        if z is not None:
+            means.append(mean)
+        return z
+
+    monkeypatch.setattr(_patch, "fused_reparameterize", count_general)
+    monkeypatch.setattr(_patch, "_plain_call", count_plain)
+    return means
 
 
 def eager(mu: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:

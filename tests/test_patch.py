@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same_bits
+from helpers import assert_same_bits, count_patched
 from test_compile import BACKENDS
 from test_functional import Marked
 from torch import Tensor
@@ -41,16 +41,8 @@ def nothing_stays() -> Iterator[None]:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The fused calls. Without the extension they are those of the reference path."""
-    calls = []
-    real = _patch.fused_reparameterize
-
-    def count(*args: Tensor, **options: Any) -> Tensor:
-        calls.append(args)
-        return real(*args, **options)
-
-    monkeypatch.setattr(_patch, "fused_reparameterize", count)
     monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
-    return calls
+    return count_patched(monkeypatch)
 
 
 def parameters(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from helpers import count_patched
 from torch import Tensor
-
-from reparam_fused import _patch
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The arguments of the fused calls of a test."""
-    seen: list[Any] = []
-    real = _patch.fused_reparameterize
-
-    def count(*args: Tensor, **options: Any) -> Tensor:
-        seen.append(args)
-        return real(*args, **options)
-
-    monkeypatch.setattr(_patch, "fused_reparameterize", count)
-    return seen
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The means of the fused calls of a test."""
+    return count_patched(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from importlib.util import find_spec
 from itertools import count
-from typing import Any
+from pathlib import Path
 
 import clients
+import pytest
 import torch
-from torch import Tensor
 from torch.distributions import Normal
 
-from reparam_fused import _patch, patch
+from reparam_fused import patch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import count_patched
 
 STEPS: dict[str, tuple[str, Callable[[], Callable[[], object]]]] = {
     "diffusers": ("AutoencoderKL, 8 x 3 x 32 x 32", clients.diffusers_step),
@@ -43,20 +47,10 @@ def seconds(step: Callable[[], object], calls: int) -> float:
 
 
 def shapes_drawn(step: Callable[[], object]) -> list[torch.Size]:
-    shapes = []
-    real = _patch.fused_reparameterize
-
-    def record(mean: Tensor, *args: Tensor, **options: Any) -> Tensor:
-        shapes.append(mean.shape)
-        return real(mean, *args, **options)
-
-    _patch.fused_reparameterize = record
-    try:
-        with patch():
-            step()
-    finally:
-        _patch.fused_reparameterize = real
-    return shapes
+    with pytest.MonkeyPatch.context() as monkeypatch, patch():
+        means = count_patched(monkeypatch)
+        step()
+    return [mean.shape for mean in means]
 
 
 def draws(shapes: list[torch.Size]) -> Callable[[], object]:
