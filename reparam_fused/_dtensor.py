@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from . import reference
 
@@ -25,6 +24,25 @@ def _output_placements(shape: torch.Size, *operands: DTensor) -> list[Placement]
                 if operand.shape[dim] == shape[dim + added]:
                     placements[i] = Shard(dim + added)
     return placements
+
+
+def _block(
+    shape: torch.Size, mesh: DeviceMesh, placements: Sequence[Placement]
+) -> tuple[list[int], list[int]]:
+    """The shape and the offset of this rank's block, cut on each mesh dimension as by chunk.
+
+    torch's own function for this goes through tensors, which torch.compile cannot follow.
+    """
+    local_shape, offset = list(shape), [0] * len(shape)
+    for i, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            dim = placement.dim
+            size = local_shape[dim]
+            chunk = -(-size // mesh.size(i))
+            first = min(size, chunk * mesh.get_local_rank(i))
+            local_shape[dim] = min(chunk, size - first)
+            offset[dim] += first
+    return local_shape, offset
 
 
 def _local(operand: DTensor, shape: torch.Size, placements: Sequence[Placement]) -> Tensor:
@@ -85,7 +103,7 @@ def reparameterize(
     whole = _meta(mu, scale)
     shape = whole.shape
     placements = _output_placements(shape, mu, scale)
-    local_shape, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    local_shape, offset = _block(shape, mesh, placements)
     if key is None:
         blocks = reference.blocks(whole.numel(), whole.dtype)
         key = _shared_key(mesh, mu.device, generator, blocks)

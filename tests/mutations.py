@@ -25,6 +25,7 @@ class Mutation(NamedTuple):
     file: str
     old: str
     new: str
+    test: str = "test_kernels"  # goes first
 
 
 MUTATIONS = [
@@ -58,28 +59,28 @@ MUTATIONS = [
     Mutation("tail index", "csrc/cpu/loop.h", "(index - skipped) / kPerCounter", "index / kPerCounter"),
     Mutation("tail scatter", "csrc/cpu/loop.h", "const T* from = out_tile_ + skipped;", "const T* from = out_tile_;"),
     Mutation("stride of a gathered operand", "csrc/cpu/loop.h", "*to++ = run[i * stride];", "*to++ = run[i];"),
-    Mutation("slice restarts its index", "csrc/cpu/loop.h", "position - slice * p.slice_numel", "position"),
+    Mutation("slice restarts its index", "csrc/cpu/loop.h", "const int64_t index = skipped + start", "const int64_t index = start"),
     Mutation("row step of the cursor", "csrc/cpu/loop.h", "step(d, -index_[d]);", ""),
-    Mutation("merged dimensions", "csrc/call.h", "joined &= last.stride[k] == next.stride[k] * next.size", "joined &= true"),
-    Mutation("key of another slice", "csrc/cpu/loop.h", "p.keys[2 * slice + 1], index", "p.keys[1], index"),
+    Mutation("merged dimensions", "csrc/call.h", "joined = merged.back().stride[k] == next.stride[k] * next.size;", "joined = true;"),
+    Mutation("key of another slice", "csrc/cpu/loop.h", "key += along * p.key_strides[d];", ""),
     Mutation("thread share", "csrc/cpu/reparam_cpu.cpp", "kernel(call.problem(), begin * kMaxTile,", "kernel(call.problem(), begin * (kMaxTile + 1),"),
-    Mutation("saved key", "csrc/fast_path.cpp", "ctx->save_for_backward({log_var, key});", "ctx->save_for_backward({log_var, key.clone().zero_()});"),
-    Mutation("saved key in Python", "reparam_fused/autograd.py", "ctx.save_for_backward(log_var, key)", "ctx.save_for_backward(log_var, torch.zeros_like(key))"),
-    Mutation("mu kept", "csrc/fast_path.cpp", "ctx->save_for_backward({log_var, key});", "ctx->save_for_backward({log_var, key, mu});"),
+    Mutation("saved key", "csrc/fast_path.cpp", "variable_list{key, scale}", "variable_list{key.clone().zero_(), scale}"),
+    Mutation("saved key in Python", "reparam_fused/autograd.py", "ctx.save_for_backward(*((key, scale) if", "ctx.save_for_backward(*((torch.zeros_like(key), scale) if"),
+    Mutation("mu kept", "csrc/fast_path.cpp", "variable_list{key, scale}", "variable_list{key, scale, mu}"),
     Mutation("grad_mu copied", "reparam_fused/autograd.py", "grad_mu = grad_z.sum_to_size(", "grad_mu = grad_z.clone().sum_to_size("),
-    Mutation("second derivative's half", "reparam_fused/autograd.py", "log_var, key) * 0.5", "log_var, key) * 1.0"),
+    Mutation("second derivative's half", "reparam_fused/autograd.py", 'grad * grad_z, scale, key, *ctx.options) * 0.5', 'grad * grad_z, scale, key, *ctx.options) * 1.0'),
     Mutation("second derivative's half in C++", "csrc/fast_path.cpp", ".mul(0.5)", ".mul(1.0)"),
     Mutation("the key drawn twice the same", "csrc/fast_path.cpp", "data[0] = generator->random64();", "data[0] = 1;"),
-    Mutation("generator ignored", "reparam_fused/random.py", "seed.random_(-(2**63), None, generator=generator)", "seed.random_(-(2**63), None)"),
+    Mutation("generator ignored", "csrc/fast_path.cpp", "data[0] = generator->random64();", "data[0] = at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()->random64();"),
     Mutation("forward-mode tangent dropped", "csrc/fast_path.cpp", "&& !t._fw_grad(/*level=*/0).defined()", ""),
     Mutation("no OpenMP", "setup.py", '["-fopenmp"]', "[]"),
     Mutation("GPU: last full block", "csrc/cuda/launch.cuh", "numel / (kPerThread * kBlock)", "numel / (kPerThread * kBlock) + 1"),
     Mutation("GPU: grid", "csrc/cuda/launch.cuh", "(threads + kBlock - 1) / kBlock", "threads / kBlock"),
     Mutation("GPU: unaligned pointers", "csrc/cuda/launch.cuh", "reinterpret_cast<uintptr_t>(p) % 16 == 0", "true"),
     Mutation("GPU: rows that vectors cannot take", "csrc/cuda/launch.cuh", "p.x_strides[d] % per_vector == 0 &&", ""),
-    Mutation("GPU: slices that vectors cannot take", "csrc/cuda/launch.cuh", "slice_numel % per_vector == 0", "true"),
+    Mutation("GPU: slices that vectors cannot take", "csrc/cuda/launch.cuh", "p.index_strides[d] % per_counter == 0;", "true;"),
     Mutation("GPU: 32-bit indices too far", "csrc/cuda/launch.cuh", "numel <= INT32_MAX", "numel <= 4 * int64_t{INT32_MAX}"),
-    Mutation("GPU: key of another slice", "csrc/cuda/kernels.cuh", "__ldg(keys + 2 * slice + 1)", "__ldg(keys + 1)"),
+    Mutation("GPU: key of another slice", "csrc/cuda/kernels.cuh", "__ldg(keys + at + 1)", "__ldg(keys + 1)"),
     Mutation("GPU: captured offset", "csrc/cuda/kernels.cuh", "+ state.offset) / 4", ") / 4"),
     Mutation("GPU: key not written", "csrc/cuda/kernels.cuh", "state.key_out[1] = key.offset;", ""),
     Mutation("GPU: division", "csrc/cuda/kernels.cuh", "/ d + 1);", "/ d);"),
@@ -87,6 +88,33 @@ MUTATIONS = [
     Mutation("GPU: half of a pair", "csrc/cuda/thread.h", "word & 0xffff0000u", "word"),
     Mutation("GPU: clamp drops NaN", "csrc/cuda/thread.h", "min.NaN.xorsign.abs", "min.xorsign.abs"),
     Mutation("GPU: root not corrected", "csrc/cuda/root.h", "return V::fma(remainder, V::mul(estimate, V::set(0.5f)), s);", "return s;"),
+    Mutation("std taken for log_var", "csrc/cpu/loop.h", "if (form == kStd) {", "if (false) {", "test_std"),
+    Mutation("a block's first index", "csrc/cpu/loop.h", "int64_t index = p.first_index;", "int64_t index = 0;", "test_blocks"),
+    Mutation("a block's rows", "csrc/cpu/loop.h", "index += along * p.index_strides[d];", "", "test_blocks"),
+    Mutation("gradient of std", "csrc/fast_path.cpp", "is_std ? std::nullopt : std::optional(saved[1])", "saved.back()", "test_std"),
+    Mutation("vmap of a block", "reparam_fused/autograd.py", "(info.batch_size, *global_shape), (0, *global_offset)", "(info.batch_size, *global_shape), (1, *global_offset)", "test_blocks"),
+    Mutation("vmap: noise batched though the key is not", "reparam_fused/autograd.py", "key = key.expand(info.batch_size, *key.shape[1:])", "pass", "test_transforms"),
+    Mutation("jvp drops the scale", "reparam_fused/autograd.py", "            tangent = tangent + by_scale\n        return tangent.to", "        return tangent.to", "test_transforms"),
+    Mutation("a seed in the graph", "reparam_fused/reference.py", "return torch.randint(0, 2**32, (2,), device=device, generator=generator)", "return torch.tensor([1, 2], device=device)", "test_compile"),
+    Mutation("drawn again for a memory budget", "reparam_fused/_partitioner.py", "meta[\"recompute\"] = CheckpointPolicy.PREFER_RECOMPUTE", "meta[\"recompute\"] = CheckpointPolicy.MUST_SAVE", "test_compile"),
+    Mutation("one tensor twice in a graph", "reparam_fused/functional.py", "if compiling and scale is mu:", "if False:", "test_compile"),
+    Mutation("autocast ignored", "reparam_fused/functional.py", "else log_var.float()", "else log_var", "test_autocast"),
+    Mutation("a shard's place", "reparam_fused/_dtensor.py", "global_offset = (*[0] * batch, *offset[batch:])", "global_offset = [0] * len(shape)", "test_dtensor"),
+    Mutation("a shard's keys", "reparam_fused/_dtensor.py", "if key.size(dim) > 1:", "if False:", "test_dtensor"),
+    Mutation("gradient of what broadcasts over ranks", "reparam_fused/_dtensor.py", "Partial() if broadcast", "Replicate() if broadcast", "test_dtensor"),
+    Mutation("a key for each rank", "reparam_fused/_dtensor.py", "    for dim in range(mesh.ndim):\n", "    for dim in range(0):\n", "test_dtensor"),
+    Mutation("shards gathered", "reparam_fused/_dtensor.py", "placements[i] = Shard(dim + added)", "pass", "test_dtensor"),
+    Mutation("a patch undone by the first", "reparam_fused/_patch.py", "if replacement.patches > 0:", "if False:", "test_patch"),
+    Mutation("a patch over somebody's wrapper", "reparam_fused/_patch.py", "if vars(owner).get(name) is not replacement.method:", "if False:", "test_patch"),
+    Mutation("a patch in force after its end", "reparam_fused/_patch.py", "if \"normal\" not in _replacements:", "if False:", "test_patch"),
+    Mutation("Triton: lanes before a block", "reparam_fused/triton_kernels.py", "(position >= 0) & ", "", "test_triton"),
+    Mutation("Triton: a block's first counter", "reparam_fused/triton_kernels.py", "(first // per_counter + first_counter)", "(first // per_counter)", "test_triton"),
+    Mutation("Triton: std taken for log_var", "reparam_fused/triton_kernels.py", "\"LOG_VAR\": form == \"log_var\"", "\"LOG_VAR\": True", "test_triton"),
+    Mutation("GPU: a block's first index", "csrc/cuda/launch.cuh", "layout.first_index = p.first_index / index_unit;", "layout.first_index = 0;"),
+    Mutation("GPU: a block's first counter", "csrc/cuda/kernels.cuh", "return {keys, counter};", "return {keys, 0};"),
+    Mutation("GPU: counters cut at both ends", "csrc/cuda/launch.cuh", "? 0 : kPerCounter<T> - 1;", "? 0 : 0;"),
+    Mutation("GPU: lanes before a block", "csrc/cuda/kernels.cuh", "in_segment == 0 ? skipped : 0", "0"),
+    Mutation("GPU: std taken for log_var", "csrc/cuda/launch.cuh", "p.form == kStd ?", "p.form != kStd ?"),
 ]  # fmt: skip
 
 
@@ -111,14 +139,14 @@ GPU_TESTS = {"test_cuda"}
 LEFT_OUT = GPU_TESTS | {"test_install", "test_machine_code", "test_ptx", "test_mutate_ptx"}
 
 
-def killed_by(copy: Path, gpu: bool) -> str:
+def killed_by(copy: Path, gpu: bool, first: str) -> str:
     """The first test that fails, 'the build', or '' for a survivor."""
     if not gpu:
         build = run(copy, sys.executable, "setup.py", "-q", "build_ext", "--inplace")
         if build.returncode:
             return "the build"
-    # The kernels' own tests go first: most mutations end there, within seconds.
-    files = sorted(copy.glob("tests/test_*.py"), key=lambda f: (f.stem != "test_kernels", f.stem))
+    # Most mutations end in the first file, within seconds.
+    files = sorted(copy.glob("tests/test_*.py"), key=lambda f: (f.stem != first, f.stem))
     tests = run(
         copy, sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
         "--deselect", "tests/test_kernels.py::test_more_than_2_to_31_elements",
@@ -136,7 +164,7 @@ def main() -> int:
         copy = Path(folder) / "copy"
         ignored = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        if killer := killed_by(copy, gpu=False):
+        if killer := killed_by(copy, gpu=False, first="test_kernels"):
             raise SystemExit(f"red before any mutation: {killer}")
         for mutation in chosen:
             target = copy / mutation.file
@@ -144,7 +172,8 @@ def main() -> int:
             if original.count(mutation.old) < 1:
                 raise SystemExit(f"{mutation.name}: '{mutation.old}' is not in {mutation.file}")
             target.write_text(original.replace(mutation.old, mutation.new, 1))
-            killer = killed_by(copy, gpu=mutation.file.startswith("csrc/cuda/"))
+            gpu = mutation.file.startswith("csrc/cuda/")
+            killer = killed_by(copy, gpu, mutation.test)
             survivors += not killer
             print(f"{mutation.name:40} {killer or 'SURVIVED'}", flush=True)
             target.write_text(original)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -122,6 +126,14 @@ def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
         fused_reparameterize(zero, torch.zeros(8, 3))
     with pytest.raises(ValueError, match="a DTensor knows its own"):
         fused_reparameterize(zero, one, key=KEY, global_shape=(9, 3), global_offset=(0, 0))
+    if count == 2:  # one graph, with the same bits
+        leaves = [t.detach().requires_grad_() for t in (zero, one)]
+        call = lambda m, s: fused_reparameterize(m, std=s, key=KEY)  # noqa: E731
+        compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+        for f in (call, compiled):
+            z = f(*leaves)
+            grads = torch.autograd.grad(z.square().sum(), leaves)
+            results.append(([t.full_tensor().detach() for t in (z, *grads)], []))
     key_d = DTensor.from_local(KEY, meshes[(count,)], [Replicate()])
     results.append(([fused_reparameterize(zero, std=one, key=key_d).full_tensor()], []))
     return results
@@ -167,6 +179,32 @@ def test_without_a_key_the_ranks_share_one(ranks: list[Any]) -> None:
     expected.append(fused_reparameterize(zero, std=one, generator=generator))
     expected.append(fused_reparameterize(zero, std=one, key=KEY))
     for results in ranks:
-        drawn = [*results[-2][0], *results[-1][0]]
+        drawn = [*results[len(cases(len(ranks)))][0], *results[-1][0]]
         for z, expected_z in zip(drawn, expected, strict=True):
             assert_same_bits(z, expected_z)
+
+
+@pytest.mark.parametrize("ranks", [2], indirect=True)
+def test_compiled(ranks: list[Any]) -> None:
+    for results in ranks:
+        (eager, _), (compiled, _) = results[-3:-1]
+        for ours, theirs in zip(compiled, eager, strict=True):
+            assert_same_bits(ours, theirs)
+
+
+def test_the_example_prints_the_same_on_any_number_of_processes() -> None:
+    script = Path(__file__).parents[1] / "examples" / "sharded_sample.py"
+    printed = []
+    for count in (1, 2):
+        result = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone",
+             "--nproc-per-node", str(count), str(script)],
+            cwd=script.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        first, *digests = result.stdout.splitlines()
+        assert first.startswith(f"{count} processes")
+        printed.append(digests)
+    assert len(printed[0]) == 4
+    assert printed[1] == printed[0]
