@@ -213,3 +213,7 @@ def test_opcheck_of_the_op_that_draws() -> None:
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     for generator in (None, torch.Generator()):
         torch.library.opcheck(_ops.sample, (*leaves(4, 6), generator), test_utils=checks)
+
+
+def test_opcheck_of_the_key_in_a_graph() -> None:
+    torch.library.opcheck(_ops.traced_key, (torch.device("cpu"),))

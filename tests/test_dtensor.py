@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 def cases(count: int) -> list[Case]:
-    """r: replicated, p: partial, a digit: sharded on this dimension."""
+    """r: replicated, p: partial, a digit: sharded on this dimension, s: in strides on the first."""
     made = [Case((count,), (a,), (b,)) for a, b in product("r012p", "r012")]
     made += [
         Case((count,), ("0",), ("0",), form="std"),
@@ -63,6 +63,8 @@ def cases(count: int) -> list[Case]:
                 (("2", "r"), ("r", "1")),
                 (("r", "r"), ("1", "2")),
                 (("p", "0"), ("r", "2")),
+                (("s", "0"), ("s", "0")),
+                (("s", "0"), ("r", "1")),
             )
         ]
         made.append(Case((2, 2), ("1", "0"), ("1", "0"), batch=(6, 5), dtype=torch.float16))
@@ -85,8 +87,10 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor]:
 def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+    from torch.distributed.tensor.placement_types import _StridedShard
 
-    made = {"r": Replicate(), "p": Partial()} | {str(d): Shard(d) for d in range(3)}
+    made: dict[str, Any] = {"s": _StridedShard(0, split_factor=2)}
+    made |= {"r": Replicate(), "p": Partial()} | {str(d): Shard(d) for d in range(3)}
     count = torch.distributed.get_world_size()
     meshes = {(count,): init_device_mesh("cpu", (count,))}
     if count == 4:
@@ -94,6 +98,9 @@ def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
 
     def distributed(t: Tensor, mesh: Any, names: tuple[str, ...]) -> Any:
         placements = [made[name] for name in names]
+        if "s" in names:
+            replicated = distribute_tensor(t, mesh, [Replicate()] * mesh.ndim)
+            return replicated.redistribute(mesh, placements).detach().requires_grad_()
         whole = [Replicate() if name == "p" else made[name] for name in names]
         part = distribute_tensor(t, mesh, whole).to_local()
         for i, name in enumerate(names):
