@@ -223,11 +223,13 @@ class Call {
       TORCH_CHECK(offset >= 0 && offset <= shape[d] - dims[d].size, "reparam_fused: dimension ", d,
                   " of the output, ", dims[d].size, " from ", offset, ", is not within ", shape[d]);
       if (d < batch) continue;
-      dims[d].stride[kIndex] = stride;
-      first += offset * stride;
-      TORCH_CHECK(!__builtin_mul_overflow(stride, shape[d], &stride),
+      int64_t whole_stride;
+      TORCH_CHECK(!__builtin_mul_overflow(stride, shape[d], &whole_stride),
                   "reparam_fused: expected global_shape to have less than 2^63 elements, got ",
                   shape);
+      dims[d].stride[kIndex] = stride;
+      first += offset * stride;
+      stride = whole_stride;
     }
     return first;
   }

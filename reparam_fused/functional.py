@@ -81,7 +81,8 @@ def fused_reparameterize(
         generator (torch.Generator, optional): where the key is drawn when none is given.
             Default: the default generator of the device.
         global_shape (sequence of ints, optional): the shape of the larger tensor of which
-            ``z`` is a block: each element has the noise of its place there. Needs a key.
+            ``z`` is a block: each element has the noise of its place there. Needs a key;
+            dimensions that a batched key tells apart do not count.
         global_offset (sequence of ints, optional): where in it the block begins.
 
     Returns:
