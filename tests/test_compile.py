@@ -262,8 +262,10 @@ def test_func_grad_within_a_graph_is_refused_or_left_to_eager() -> None:
         result: Tensor = torch.func.grad(loss)(log_var)
         return result
 
-    expected = gradient(mu, log_var)
-    assert_same_bits(torch.compile(gradient, backend="eager")(mu, log_var), expected)
-    torch._dynamo.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported):
+    if torch.__version__ >= "2.14":  # before, an error without fullgraph too
+        expected = gradient(mu, log_var)
+        assert_same_bits(torch.compile(gradient, backend="eager")(mu, log_var), expected)
+        torch._dynamo.reset()
+    errors = torch._dynamo.exc.Unsupported, torch._dynamo.exc.TorchRuntimeError
+    with pytest.raises(errors):
         torch.compile(gradient, backend="eager", fullgraph=True)(mu, log_var)
