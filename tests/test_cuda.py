@@ -137,7 +137,11 @@ def test_batched_keys(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
 
 
 def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    """The other form of the scale: tails, views, batched keys, extreme values."""
+    """The other form of the scale: tails, views, batched keys, extreme values.
+
+    Its gradient reads grad_z alone: what the PTX loads in place of the scale, and does not use,
+    ptxas leaves out (test_machine_code.py counts).
+    """
     x, std = inputs(3, 10, 7, 16, dtype=dtype)
     cases = [
         ("whole", *inputs(PER_BLOCK[dtype] + 5, dtype=dtype), key_of(2**64 - 59, 2**64 - 300)),
@@ -151,9 +155,6 @@ def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
         assert (result.launch.name.form, result.launch.name.scale) == (kernel, "Std")
         arguments = (a, b if op == "sample" else None, key, "std")
         assert_same_bits(result.out, CPU_OPS[op](*arguments))
-        if op == "sample_backward":
-            size = a.untyped_storage().nbytes()
-            assert result.stats.read_bytes["x"] <= size  # the gradient alone
 
 
 # The kernel, global_shape, global_offset, shape
