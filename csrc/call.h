@@ -58,9 +58,11 @@ inline at::Tensor empty_output(const at::Tensor& x, const at::Tensor& scale, at:
   return iter.output();
 }
 
-// Where the output lies in a larger tensor whose noise it takes its part of.
-struct Block {
-  at::OptionalIntArrayRef global_shape, global_offset;
+// What the scale is given as, and where the output lies in a larger tensor of whose
+// noise it takes its part.
+struct Options {
+  c10::string_view form;
+  at::OptionalIntArrayRef global_shape = {}, global_offset = {};
 };
 
 // In each dimension of the output, how far its elements are from each other: as
@@ -136,9 +138,9 @@ inline const at::Tensor& backward_operand(const at::Tensor& grad_z,
 // Owns what the Problem points to. Without a key there is one slice, and no keys.
 class Call {
  public:
-  Call(c10::string_view form, const at::Tensor& x, const at::Tensor& scale,
-       const std::optional<at::Tensor>& key, const Block& block = {}) {
-    problem_.form = kernel_form(form);
+  Call(const at::Tensor& x, const at::Tensor& scale, const std::optional<at::Tensor>& key,
+       const Options& options) {
+    const Form form = kernel_form(options.form);
     TORCH_CHECK(x.device() == scale.device(), "reparam_fused: expected tensors on one device, got ",
                 x.device(), " and ", scale.device());
     const auto dtype = at::result_type(x, scale);
@@ -151,7 +153,7 @@ class Call {
     x_ = as_operand(x, out_);
     scale_ = as_operand(scale, out_);
     Dimensions dims = operand_dimensions();
-    const int64_t first_index = number(dims, block);
+    const int64_t first_index = number(dims, options);
     if (out_.numel() == 0) return;
 
     dims = merged(dims);
@@ -160,12 +162,13 @@ class Call {
     for (int k = 0; k < kStrides; ++k) {
       for (const auto& d : dims) table_.push_back(d.stride[k]);
     }
+    auto outer_ndim = ndim;
     int64_t segment_numel = 1;
-    for (auto d = dims.rbegin(); d != dims.rend() && d->stride[kIndex] == segment_numel; ++d) {
-      segment_numel *= d->size;
+    while (outer_ndim > 0 && dims[outer_ndim - 1].stride[kIndex] == segment_numel) {
+      segment_numel *= dims[--outer_ndim].size;
     }
     const auto strides = [&](int k) { return table_.data() + (k + 1) * ndim; };
-    problem_ = {problem_.form,
+    problem_ = {form,
                 x_.const_data_ptr(),
                 scale_.const_data_ptr(),
                 out_.mutable_data_ptr(),
@@ -178,6 +181,7 @@ class Call {
                 strides(kOut),
                 strides(kIndex),
                 strides(kKey),
+                static_cast<int>(outer_ndim),
                 segment_numel};
   }
   Call(const Call&) = delete;
@@ -204,22 +208,22 @@ class Call {
   // Gives the dimensions their strides in the keys and in the noise, which is numbered
   // in row-major order of the whole, from 0 in each slice that a key tells apart.
   // Returns the index of the first element.
-  int64_t number(Dimensions& dims, const Block& block) const {
+  int64_t number(Dimensions& dims, const Options& options) const {
     const int64_t batch = keys_.defined() ? batch_dims(keys_) : 0;
     for (int64_t d = 0; d < batch; ++d) {
       if (keys_.size(d) != 1) dims[d].stride[kKey] = keys_.stride(d);
     }
-    const bool whole = !block.global_shape.has_value();
-    TORCH_CHECK(whole == !block.global_offset.has_value(),
+    const bool whole = !options.global_shape.has_value();
+    TORCH_CHECK(whole == !options.global_offset.has_value(),
                 "reparam_fused: expected global_shape and global_offset, or neither");
-    const auto shape = whole ? out_.sizes() : *block.global_shape;
+    const auto shape = whole ? out_.sizes() : *options.global_shape;
     const auto ndim = dims.size();
-    TORCH_CHECK(shape.size() == ndim && (whole || block.global_offset->size() == ndim),
+    TORCH_CHECK(shape.size() == ndim && (whole || options.global_offset->size() == ndim),
                 "reparam_fused: expected global_shape and global_offset to have the ", ndim,
                 " dimensions of the output");
     int64_t stride = 1, first = 0;
     for (int64_t d = static_cast<int64_t>(ndim) - 1; d >= 0; --d) {
-      const int64_t offset = whole ? 0 : (*block.global_offset)[d];
+      const int64_t offset = whole ? 0 : (*options.global_offset)[d];
       TORCH_CHECK(offset >= 0 && offset <= shape[d] - dims[d].size, "reparam_fused: dimension ", d,
                   " of the output, ", dims[d].size, " from ", offset, ", is not within ", shape[d]);
       if (d < batch) continue;

@@ -43,6 +43,8 @@ Tensor sample_from_key(const Tensor& mu, const Tensor& scale, const Tensor& key,
   return op.call(mu, scale, key, form, {}, {});
 }
 
+const char* name_of(Form form) { return form == kStd ? "std" : "log_var"; }
+
 // z and the key that was drawn for it
 std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& scale,
                                   const std::optional<at::Generator>& generator,
@@ -62,7 +64,7 @@ Tensor sample_backward(const Tensor& grad_z, const std::optional<Tensor>& log_va
                      OptionalSymIntArrayRef, OptionalSymIntArrayRef)>(
           "reparam_fused::sample_backward");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(grad_z, log_var, key, log_var.has_value() ? "log_var" : "std", {}, {});
+  return op.call(grad_z, log_var, key, name_of(log_var.has_value() ? kLogVar : kStd), {}, {});
 }
 
 // grad_log_var = grad_z eps sigma / 2, which depends on log_var by a factor
@@ -103,12 +105,11 @@ struct StdBackward : Function<StdBackward> {
 struct FusedSample : Function<FusedSample> {
   static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale, Tensor key,
                         const std::optional<at::Generator>& generator, Form form) {
-    const char* name = form == kStd ? "std" : "log_var";
     Tensor z;
     if (key.defined()) {
-      z = sample_from_key(mu, scale, key, name);
+      z = sample_from_key(mu, scale, key, name_of(form));
     } else {
-      std::tie(z, key) = sample(mu, scale, generator, name);
+      std::tie(z, key) = sample(mu, scale, generator, name_of(form));
     }
     if (scale.requires_grad()) {
       ctx->save_for_backward(form == kStd ? variable_list{key} : variable_list{key, scale});
@@ -222,9 +223,8 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
     if (at::GradMode::is_enabled() && (mu.requires_grad() || scale.requires_grad())) {
       z = FusedSample::apply(mu, scale, key, generator, form);
     } else {
-      const char* name = form == kStd ? "std" : "log_var";
-      z = key.defined() ? sample_from_key(mu, scale, key, name)
-                        : std::get<0>(sample(mu, scale, generator, name));
+      z = key.defined() ? sample_from_key(mu, scale, key, name_of(form))
+                        : std::get<0>(sample(mu, scale, generator, name_of(form)));
     }
   }
   return py::cast(z);

@@ -15,8 +15,8 @@ from torch import Tensor
 from . import _ops
 
 Ints: TypeAlias = Sequence[int] | None
-# form, global_shape and global_offset have no gradient.
-_NONE = (None, None, None)
+# Of form, global_shape and global_offset
+_NO_GRADIENTS = (None, None, None)
 
 
 def _vmap(
@@ -108,7 +108,7 @@ class FusedSampleBackward(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             by_scale = FusedSampleBackward.apply(grad * grad_z, scale, key, *ctx.options) * 0.5
             grad_scale = by_scale.sum_to_size(scale.shape).to(scale.dtype)
-        return grad_grad_z, grad_scale, None, *_NONE
+        return grad_grad_z, grad_scale, None, *_NO_GRADIENTS
 
 
 class TracedSample(torch.autograd.Function):
@@ -146,7 +146,7 @@ class TracedSample(torch.autograd.Function):
             key, scale = (*ctx.saved_tensors, None)[:2]
             by_scale = FusedSampleBackward.apply(grad_z, scale, key, *ctx.options)
             grad_scale = by_scale.sum_to_size(ctx.scale_shape).to(ctx.scale_dtype)
-        return grad_mu, grad_scale, None, *_NONE
+        return grad_mu, grad_scale, None, *_NO_GRADIENTS
 
 
 class FusedSample(TracedSample):

@@ -82,7 +82,8 @@ def fused_reparameterize(
             Default: the default generator of the device.
         global_shape (sequence of ints, optional): the shape of the larger tensor of which
             ``z`` is a block: each element has the noise of its place there. Needs a key;
-            dimensions that a batched key tells apart do not count.
+            dimensions that a batched key tells apart do not count (of size 1 at the end of
+            its batch, they do).
         global_offset (sequence of ints, optional): where in it the block begins.
 
     Returns:

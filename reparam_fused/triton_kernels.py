@@ -353,9 +353,9 @@ def _launch(
     x: Tensor,
     scale: Tensor,
     key: Tensor,
-    form: str,
-    global_shape: Sequence[int] | None,
-    global_offset: Sequence[int] | None,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
     *,
     backward: bool,
 ) -> Tensor:
@@ -380,26 +380,11 @@ def _launch(
     return out
 
 
-def sample_from_key(
-    mu: Tensor,
-    scale: Tensor,
-    key: Tensor,
-    form: str = "log_var",
-    global_shape: Sequence[int] | None = None,
-    global_offset: Sequence[int] | None = None,
-) -> Tensor:
+def sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     """z = mu + sigma * eps."""
-    return _launch(mu, scale, key, form, global_shape, global_offset, backward=False)
+    return _launch(mu, scale, key, *options, backward=False)
 
 
-def sample_backward(
-    grad_z: Tensor,
-    scale: Tensor | None,
-    key: Tensor,
-    form: str = "log_var",
-    global_shape: Sequence[int] | None = None,
-    global_offset: Sequence[int] | None = None,
-) -> Tensor:
+def sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
     """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2."""
-    scale = grad_z if scale is None else scale
-    return _launch(grad_z, scale, key, form, global_shape, global_offset, backward=True)
+    return _launch(grad_z, grad_z if scale is None else scale, key, *options, backward=True)

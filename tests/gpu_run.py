@@ -22,8 +22,14 @@ from machine_code import Name
 from ptx import Kernel, Machine, Memory, Module, Stats
 from torch import Tensor
 
+from reparam_fused import _ops
+
 ROOT = Path(__file__).parents[1]
-OPS = ("sample", "sample_backward")
+CPU_OPS: dict[str, Callable[..., Tensor]] = {
+    "sample": _ops.sample_from_key,
+    "sample_backward": _ops.sample_backward,
+}
+OPS = tuple(CPU_OPS)
 ARCHS = (80, 90, 100, 120)
 BLOCK = 128
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
@@ -50,6 +56,7 @@ class Problem(ctypes.Structure):
         ("out_strides", _Sizes),
         ("index_strides", _Sizes),
         ("key_strides", _Sizes),
+        ("outer_ndim", ctypes.c_int),
         ("segment_numel", ctypes.c_int64),
     )
 
@@ -242,13 +249,20 @@ def make_problem(
     """dims with all five strides"""
     sizes = (ctypes.c_int64 * len(dims))(*(size for size, _ in dims))
     strides = [(ctypes.c_int64 * len(dims))(*(s[k] for _, s in dims)) for k in range(5)]
-    segment_numel = 1
-    for size, (*_, index, _) in reversed(dims):
-        if index != segment_numel:
-            break
-        segment_numel *= size
+    outer_ndim, segment_numel = len(dims), 1
+    while outer_ndim and dims[outer_ndim - 1][1][3] == segment_numel:
+        outer_ndim -= 1
+        segment_numel *= dims[outer_ndim][0]
     return Problem(
-        FORMS.index(form), *addresses, keys, first_index, len(dims), sizes, *strides, segment_numel
+        FORMS.index(form),
+        *addresses,
+        keys,
+        first_index,
+        len(dims),
+        sizes,
+        *strides,
+        outer_ndim,
+        segment_numel,
     )
 
 

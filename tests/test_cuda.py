@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import gpu_run
@@ -14,6 +13,7 @@ from digest import extremes
 from gpu_run import (
     ARCHS,
     BLOCK,
+    CPU_OPS,
     Dims,
     GeneratorState,
     Gpu,
@@ -35,10 +35,6 @@ pytestmark = [
     pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
 ]
 
-CPU_OPS: dict[str, Callable[..., Tensor]] = {
-    "sample": _ops.sample_from_key,
-    "sample_backward": _ops.sample_backward,
-}
 # Elements of one full block of the kernel for contiguous tensors
 PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torch.bfloat16: 4096}
 

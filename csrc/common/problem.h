@@ -17,7 +17,7 @@ enum Form { kLogVar, kStd };
 struct Problem {
   Form form;
   const void* x;      // mu, or grad_z
-  const void* scale;  // not read by the backward of a std
+  const void* scale;  // the backward of a std makes no use of it
   void* out;
   // (seed, offset) pairs, on the device of the tensors
   const uint64_t* keys;
@@ -32,8 +32,9 @@ struct Problem {
   const int64_t* index_strides;
   // In words of 64 bits
   const int64_t* key_strides;
-  // So many elements, from the first on, share a key and have noise indices in a row;
-  // and so on to the end. The sizes of some innermost dimensions, multiplied.
+  // The dimensions after the first outer_ndim make a segment: its elements share a key,
+  // and have noise indices in a row.
+  int outer_ndim;
   int64_t segment_numel;
 };
 

@@ -145,12 +145,10 @@ class Loop {
     if (!whole || scale_stride_ != 1) {
       scale = gather(scale_, &Run::scale, scale_stride_, n_runs, scale_tile_, skipped);
     }
-    if (whole && out_stride_ == 1) {
-      compute_tile<W, T, Op>(form_, x, scale, out_ + runs_[0].out, counter, seed);
-    } else {
-      compute_tile<W, T, Op>(form_, x, scale, out_tile_, counter, seed);
-      scatter(n_runs, skipped);
-    }
+    const bool in_place = whole && out_stride_ == 1;
+    T* out = in_place ? out_ + runs_[0].out : out_tile_;
+    compute_tile<W, T, Op>(form_, x, scale, out, counter, seed);
+    if (!in_place) scatter(n_runs, skipped);
   }
 
   REPARAM_FUSED_INLINE const T* gather(const T* from, int64_t Run::* place, int64_t stride,
@@ -189,12 +187,7 @@ template <class V>
 REPARAM_FUSED_INLINE int64_t start_of_segment(const Problem& p, int64_t segment,
                                               const uint64_t*& key) {
   int64_t index = p.first_index;
-  int64_t inner = p.segment_numel;
-  for (int d = p.ndim - 1; segment > 0; --d) {
-    if (inner > 1) {  // a dimension within the segment
-      inner /= p.sizes[d];
-      continue;
-    }
+  for (int d = p.outer_ndim - 1; segment > 0; --d) {
     const int64_t along = segment % p.sizes[d];
     segment /= p.sizes[d];
     index += along * p.index_strides[d];

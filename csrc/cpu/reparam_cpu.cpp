@@ -27,7 +27,7 @@ at::Tensor launch(const Kernel (&kernels)[kDTypes], const Call& call) {
 at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& scale, const at::Tensor& key,
                            c10::string_view form, at::OptionalIntArrayRef global_shape,
                            at::OptionalIntArrayRef global_offset) {
-  return launch(cpu_kernels().sample, Call(form, mu, scale, key, {global_shape, global_offset}));
+  return launch(cpu_kernels().sample, Call(mu, scale, key, {form, global_shape, global_offset}));
 }
 
 at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Tensor>& scale,
@@ -36,7 +36,7 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
                            at::OptionalIntArrayRef global_offset) {
   const at::Tensor& operand = backward_operand(grad_z, scale, form);
   return launch(cpu_kernels().sample_backward,
-                Call(form, grad_z, operand, key, {global_shape, global_offset}));
+                Call(grad_z, operand, key, {form, global_shape, global_offset}));
 }
 
 }  // namespace

@@ -46,13 +46,8 @@ inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 
 // Every segment begins with a counter.
 inline bool begins_with_counters(const Problem& p, int64_t per_counter) {
   bool begins = p.first_index % per_counter == 0;
-  int64_t inner = p.segment_numel;
-  for (int d = p.ndim - 1; d >= 0; --d) {
-    if (inner > 1) {  // a dimension within the segment
-      inner /= p.sizes[d];
-    } else {
-      begins = begins && p.index_strides[d] % per_counter == 0;
-    }
+  for (int d = 0; d < p.outer_ndim; ++d) {
+    begins = begins && p.index_strides[d] % per_counter == 0;
   }
   return begins;
 }
@@ -98,7 +93,7 @@ cudaError_t launch(const Problem& p, const Source& source, cudaStream_t stream) 
   for (int d = 0; d < p.ndim; ++d) numel *= p.sizes[d];
   if (numel == 0) return cudaSuccess;
   const bool whole = p.ndim == 1 && p.x_strides[0] == 1 && p.scale_strides[0] == 1 &&
-                     p.out_strides[0] == 1 && p.segment_numel == numel &&
+                     p.out_strides[0] == 1 && p.outer_ndim == 0 &&
                      p.first_index % kPerCounter<T> == 0 && aligned(p.x) && aligned(p.scale) &&
                      aligned(p.out);
   if (whole) {

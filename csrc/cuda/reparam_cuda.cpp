@@ -30,15 +30,15 @@ void check_binary(at::Device device) {
 
 // The operands made contiguous, where they have more dimensions than a kernel takes.
 template <class Launch>
-void launch(const Call& call, c10::string_view form, const std::optional<at::Tensor>& key,
-            const Block& block, Launch enqueue) {
+void launch(const Call& call, const std::optional<at::Tensor>& key, const Options& options,
+            Launch enqueue) {
   if (call.empty()) return;
   const auto stream = c10::cuda::getCurrentCUDAStream();
   if (call.problem().ndim <= kMaxDims) {
     C10_CUDA_CHECK(enqueue(call.dtype(), call.problem(), stream));
     return;
   }
-  const Call dense(form, call.x().contiguous(), call.scale().contiguous(), key, block);
+  const Call dense(call.x().contiguous(), call.scale().contiguous(), key, options);
   TORCH_CHECK(dense.problem().ndim <= kMaxDims,
               "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
   C10_CUDA_CHECK(enqueue(dense.dtype(), dense.problem(), stream));
@@ -50,9 +50,9 @@ at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& scale, const 
                            at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Block block{global_shape, global_offset};
-  const Call call(form, mu, scale, key, block);
-  launch(call, form, key, block, [](DType dtype, const Problem& problem, cudaStream_t stream) {
+  const Options options{form, global_shape, global_offset};
+  const Call call(mu, scale, key, options);
+  launch(call, key, options, [](DType dtype, const Problem& problem, cudaStream_t stream) {
     return sample_cuda(dtype, problem, nullptr, stream);
   });
   return call.out();
@@ -64,9 +64,9 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
                            at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(grad_z.device());
   check_binary(grad_z.device());
-  const Block block{global_shape, global_offset};
-  const Call call(form, grad_z, backward_operand(grad_z, scale, form), key, block);
-  launch(call, form, key, block, sample_backward_cuda);
+  const Options options{form, global_shape, global_offset};
+  const Call call(grad_z, backward_operand(grad_z, scale, form), key, options);
+  launch(call, key, options, sample_backward_cuda);
   return call.out();
 }
 
@@ -88,7 +88,7 @@ std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor
                                           c10::string_view form) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Call call(form, mu, scale, std::nullopt);
+  const Call call(mu, scale, std::nullopt, {form});
   const auto options = mu.options().dtype(at::kUInt64);
   if (call.empty()) return {call.out(), at::zeros({2}, options)};
   const at::Tensor key = at::empty({2}, options);
@@ -96,10 +96,9 @@ std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor
       draw(at::get_generator_or_default<at::CUDAGeneratorImpl>(
                generator, at::cuda::detail::getDefaultCUDAGenerator(mu.device().index())),
            call, key.mutable_data_ptr<uint64_t>());
-  launch(call, form, std::nullopt, {},
-         [&](DType dtype, const Problem& problem, cudaStream_t stream) {
-           return sample_cuda(dtype, problem, &state, stream);
-         });
+  launch(call, std::nullopt, {form}, [&](DType dtype, const Problem& problem, cudaStream_t stream) {
+    return sample_cuda(dtype, problem, &state, stream);
+  });
   return {call.out(), key};
 }
 
