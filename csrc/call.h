@@ -5,6 +5,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/result_type.h>
 
+#include <algorithm>
 #include <array>
 
 #include "common/problem.h"
@@ -63,7 +64,10 @@ inline at::Tensor empty_output(const at::Tensor& x, const at::Tensor& scale, at:
 struct Options {
   c10::string_view form;
   at::OptionalIntArrayRef global_shape = {}, global_offset = {};
+  bool noise = true;
 };
+// No element has an index of its own: dimensions go in the order of memory, not of logic.
+inline const Options kWithoutNoise{"log_var", {}, {}, /*noise=*/false};
 
 // In each dimension of the output, how far its elements are from each other: as
 // operands, in the noise, and in the keys.
@@ -153,6 +157,11 @@ class Call {
     x_ = as_operand(x, out_);
     scale_ = as_operand(scale, out_);
     Dimensions dims = operand_dimensions();
+    if (!options.noise) {
+      std::stable_sort(dims.begin(), dims.end(), [](const Dimension& a, const Dimension& b) {
+        return a.stride[kOut] > b.stride[kOut];
+      });
+    }
     const int64_t first_index = number(dims, options);
     if (out_.numel() == 0) return;
 
@@ -216,21 +225,22 @@ class Call {
     const bool whole = !options.global_shape.has_value();
     TORCH_CHECK(whole == !options.global_offset.has_value(),
                 "reparam_fused: expected global_shape and global_offset, or neither");
-    const auto shape = whole ? out_.sizes() : *options.global_shape;
     const auto ndim = dims.size();
-    TORCH_CHECK(shape.size() == ndim && (whole || options.global_offset->size() == ndim),
-                "reparam_fused: expected global_shape and global_offset to have the ", ndim,
-                " dimensions of the output");
+    TORCH_CHECK(
+        whole || (options.global_shape->size() == ndim && options.global_offset->size() == ndim),
+        "reparam_fused: expected global_shape and global_offset to have the ", ndim,
+        " dimensions of the output");
     int64_t stride = 1, first = 0;
     for (int64_t d = static_cast<int64_t>(ndim) - 1; d >= 0; --d) {
+      const int64_t size = whole ? dims[d].size : (*options.global_shape)[d];
       const int64_t offset = whole ? 0 : (*options.global_offset)[d];
-      TORCH_CHECK(offset >= 0 && offset <= shape[d] - dims[d].size, "reparam_fused: dimension ", d,
-                  " of the output, ", dims[d].size, " from ", offset, ", is not within ", shape[d]);
+      TORCH_CHECK(offset >= 0 && offset <= size - dims[d].size, "reparam_fused: dimension ", d,
+                  " of the output, ", dims[d].size, " from ", offset, ", is not within ", size);
       if (d < batch) continue;
       int64_t whole_stride;
-      TORCH_CHECK(!__builtin_mul_overflow(stride, shape[d], &whole_stride),
+      TORCH_CHECK(!__builtin_mul_overflow(stride, size, &whole_stride),
                   "reparam_fused: expected global_shape to have less than 2^63 elements, got ",
-                  shape);
+                  whole ? out_.sizes() : *options.global_shape);
       dims[d].stride[kIndex] = stride;
       first += offset * stride;
       stride = whole_stride;

@@ -16,7 +16,8 @@
 // The plain eager call, without the cost of a Python autograd.Function: at the
 // size of a VAE's latent that costs more than the kernels. It takes a call only
 // where nothing about it is special and leaves the rest, errors included, to
-// functional.py. autograd.py has the same formulas; the tests run over both.
+// functional.py and kl_divergence.py. Python has the same formulas there and in
+// autograd.py; the tests run over both.
 
 namespace reparam_fused {
 namespace {
@@ -136,6 +137,63 @@ struct FusedSample : Function<FusedSample> {
   }
 };
 
+Tensor kl_divergence(const Tensor& mu, const Tensor& log_var) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&)>("reparam_fused::kl_divergence");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(mu, log_var);
+}
+
+Tensor kl_divergence_backward(const Tensor& grad, const Tensor& log_var) {
+  static const auto op =
+      find_op<Tensor(const Tensor&, const Tensor&)>("reparam_fused::kl_divergence_backward");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return op.call(grad, log_var);
+}
+
+// grad_log_var = grad (exp(log_var) - 1) / 2, whose own derivative by log_var is itself
+// and half of grad more.
+struct KlDivergenceBackward : Function<KlDivergenceBackward> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& log_var) {
+    ctx->save_for_backward({grad, log_var});
+    return kl_divergence_backward(grad, log_var);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &grad = saved[0], &log_var = saved[1], &grad_out = grads[0];
+    Tensor grad_grad, grad_log_var;
+    if (!grad_out.defined()) return {grad_grad, grad_log_var};
+    if (ctx->needs_input_grad(0)) grad_grad = apply(grad_out, log_var);
+    if (ctx->needs_input_grad(1)) {
+      const Tensor product = at::mul(grad_out, grad);
+      grad_log_var = apply(product, log_var).add(product, 0.5);
+    }
+    return {grad_grad, grad_log_var};
+  }
+};
+
+struct FusedKlDivergence : Function<FusedKlDivergence> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& log_var) {
+    ctx->save_for_backward(
+        {mu.requires_grad() ? mu : Tensor(), log_var.requires_grad() ? log_var : Tensor()});
+    return kl_divergence(mu, log_var);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &mu = saved[0], &log_var = saved[1], &grad = grads[0];
+    Tensor grad_mu, grad_log_var;
+    if (!grad.defined()) return {grad_mu, grad_log_var};
+    if (ctx->needs_input_grad(0)) grad_mu = at::mul(grad, mu);
+    if (ctx->needs_input_grad(1)) {
+      grad_log_var = at::GradMode::is_enabled() ? KlDivergenceBackward::apply(grad, log_var)
+                                                : kl_divergence_backward(grad, log_var);
+    }
+    return {grad_mu, grad_log_var};
+  }
+};
+
 // Nothing listens to or transforms the calls of this thread: no functorch
 // level, dispatch mode, tracer or torch function mode.
 bool plain_thread() {
@@ -230,10 +288,29 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
   return py::cast(z);
 }
 
+// The divergence, or None where the call is not a plain one.
+py::object plain_kl_divergence(py::handle mu_object, py::handle log_var_object) {
+  if (!plain_thread() || !plain_tensor(mu_object) || !plain_tensor(log_var_object)) {
+    return py::none();
+  }
+  const Tensor& mu = THPVariable_Unpack(mu_object.ptr());
+  const Tensor& log_var = THPVariable_Unpack(log_var_object.ptr());
+  if (!plain_inputs(mu, log_var) || autocasts(mu, kLogVar)) return py::none();
+  Tensor kl;
+  {
+    const py::gil_scoped_release no_gil;
+    kl = at::GradMode::is_enabled() && (mu.requires_grad() || log_var.requires_grad())
+             ? FusedKlDivergence::apply(mu, log_var)
+             : kl_divergence(mu, log_var);
+  }
+  return py::cast(kl);
+}
+
 }  // namespace
 }  // namespace reparam_fused
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("reparameterize", &reparam_fused::reparameterize);
+  m.def("kl_divergence", &reparam_fused::plain_kl_divergence);
   m.def("isa", [] { return reparam_fused::cpu_kernels().isa; });
 }

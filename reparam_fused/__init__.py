@@ -3,7 +3,17 @@
 from ._patch import patch
 from .backends import backends
 from .functional import fused_reparameterize
+from .kl_divergence import fused_kl_divergence
 from .random import fold_in, key, noise, split
 
-__all__ = ["backends", "fold_in", "fused_reparameterize", "key", "noise", "patch", "split"]
+__all__ = [
+    "backends",
+    "fold_in",
+    "fused_kl_divergence",
+    "fused_reparameterize",
+    "key",
+    "noise",
+    "patch",
+    "split",
+]
 __version__ = "0.1.0"

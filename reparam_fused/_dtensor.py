@@ -80,6 +80,39 @@ def _meta(*tensors: DTensor) -> Tensor:
     )
 
 
+def _checked(function: str, mu: Tensor, name: str, scale: Tensor) -> tuple[DTensor, DTensor]:
+    """mu and a scale of this name, which must both be DTensors, on one mesh."""
+    if not isinstance(mu, DTensor) or not isinstance(scale, DTensor):
+        raise RuntimeError(
+            f"{function}(): mu and {name} must both be DTensors, "
+            f"got {type(mu).__name__} and {type(scale).__name__}"
+        )
+    if scale.device_mesh != mu.device_mesh:
+        raise RuntimeError(
+            f"{function}(): mu and {name} must be on the same mesh, "
+            f"got {mu.device_mesh} and {scale.device_mesh}"
+        )
+    return mu, scale
+
+
+def elementwise(
+    function: str, call: Callable[[Tensor, Tensor], Tensor], mu: Tensor, log_var: Tensor
+) -> DTensor:
+    """A call of this name, of DTensors, in which every element is on its own."""
+    mu, log_var = _checked(function, mu, "log_var", log_var)
+    whole = _meta(mu, log_var)
+    placements = _output_placements(whole.shape, mu, log_var)
+    local = call(*(_local(t, whole.shape, placements) for t in (mu, log_var)))
+    return DTensor.from_local(
+        local,
+        mu.device_mesh,
+        placements,
+        run_check=False,
+        shape=whole.shape,
+        stride=whole.stride(),
+    )
+
+
 def reparameterize(
     call: Callable[..., Tensor],
     mu: Tensor,
@@ -89,17 +122,8 @@ def reparameterize(
     generator: torch.Generator | None,
 ) -> DTensor:
     """fused_reparameterize, which is `call`, of DTensors."""
-    if not isinstance(mu, DTensor) or not isinstance(scale, DTensor):
-        raise RuntimeError(
-            f"fused_reparameterize(): mu and {form} must both be DTensors, "
-            f"got {type(mu).__name__} and {type(scale).__name__}"
-        )
+    mu, scale = _checked("fused_reparameterize", mu, form, scale)
     mesh = mu.device_mesh
-    if scale.device_mesh != mesh:
-        raise RuntimeError(
-            f"fused_reparameterize(): mu and {form} must be on the same mesh, "
-            f"got {mesh} and {scale.device_mesh}"
-        )
     whole = _meta(mu, scale)
     shape = whole.shape
     placements = _output_placements(shape, mu, scale)

@@ -4,9 +4,12 @@
     sample_backward(grad_z, scale, key, ...) -> grad_scale
     sample(mu, scale, generator=None, ...) -> (z, key)
     traced_key(device) -> key
+    kl_divergence(mu, log_var) -> kl
+    kl_divergence_backward(grad, log_var) -> grad_log_var
 
 The first two are pure functions: randomness enters only through the key. The third
-draws a key, on a GPU in the kernel that uses it; the last draws one in a graph.
+draws a key, on a GPU in the kernel that uses it; the fourth draws one in a graph. The
+last two have no noise.
 
 `form` says what the scale is, "log_var" or "std"; the gradient of a std does not depend
 on it, and takes None. (global_shape, global_offset) is the block's place in a larger
@@ -49,6 +52,12 @@ library.define(
     "traced_key(Device device) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
 )
+
+for _schema in (
+    "kl_divergence(Tensor mu, Tensor log_var) -> Tensor",
+    "kl_divergence_backward(Tensor grad, Tensor log_var) -> Tensor",
+):
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _load_extension(name: str) -> tuple[ModuleType | None, str]:
@@ -115,6 +124,16 @@ def _sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options
     return reference.sample_backward(grad_z, scale, key, *options)
 
 
+def _kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
+    _warn_reference(mu.device.type)
+    return reference.kl_divergence(mu, log_var)
+
+
+def _kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
+    _warn_reference(grad.device.type)
+    return reference.kl_divergence_backward(grad, log_var)
+
+
 def _sample(
     mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
@@ -137,6 +156,8 @@ library.impl("traced_key", _traced_key, "CompositeImplicitAutograd")
 library.impl("sample_from_key", _sample_from_key, "CompositeExplicitAutograd")
 library.impl("sample_backward", _sample_backward, "CompositeExplicitAutograd")
 library.impl("sample", _sample, "CompositeExplicitAutograd")
+library.impl("kl_divergence", _kl_divergence, "CompositeExplicitAutograd")
+library.impl("kl_divergence_backward", _kl_divergence_backward, "CompositeExplicitAutograd")
 
 
 def _triton_sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
@@ -153,11 +174,25 @@ def _triton_sample_backward(
     return triton_kernels.sample_backward(grad_z, scale, key, *options)
 
 
+def _triton_kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
+    from . import triton_kernels
+
+    return triton_kernels.kl_divergence(mu, log_var)
+
+
+def _triton_kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
+    from . import triton_kernels
+
+    return triton_kernels.kl_divergence_backward(grad, log_var)
+
+
 if has_triton:
     # A ROCm build of torch calls its GPUs cuda too.
     for _device in ("XPU",) if cuda_extension is not None else ("XPU", "CUDA"):
         library.impl("sample_from_key", _triton_sample_from_key, _device)
         library.impl("sample_backward", _triton_sample_backward, _device)
+        library.impl("kl_divergence", _triton_kl_divergence, _device)
+        library.impl("kl_divergence_backward", _triton_kl_divergence_backward, _device)
 
 
 def _fake(x: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
@@ -173,6 +208,8 @@ def _fake_sample(
 torch.library.register_fake("reparam_fused::sample_from_key", _fake, lib=library)
 torch.library.register_fake("reparam_fused::sample_backward", _fake, lib=library)
 torch.library.register_fake("reparam_fused::sample", _fake_sample, lib=library)
+torch.library.register_fake("reparam_fused::kl_divergence", torch.add, lib=library)
+torch.library.register_fake("reparam_fused::kl_divergence_backward", torch.add, lib=library)
 
 
 class KeyOp(Protocol):
@@ -192,3 +229,7 @@ sample_from_key: KeyOp = torch.ops.reparam_fused.sample_from_key.default
 sample_backward: KeyOp = torch.ops.reparam_fused.sample_backward.default
 sample: Callable[..., tuple[Tensor, Tensor]] = torch.ops.reparam_fused.sample.default
 traced_key: Callable[[torch.device], Tensor] = torch.ops.reparam_fused.traced_key.default
+kl_divergence: Callable[[Tensor, Tensor], Tensor] = torch.ops.reparam_fused.kl_divergence.default
+kl_divergence_backward: Callable[[Tensor, Tensor], Tensor] = (
+    torch.ops.reparam_fused.kl_divergence_backward.default
+)

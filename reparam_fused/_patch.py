@@ -22,6 +22,7 @@ from torch.types import _size
 
 from . import _validate, functional
 from .functional import fused_reparameterize
+from .kl_divergence import fused_kl_divergence
 
 # The reference path is slower than what it would replace.
 _DEVICES = frozenset(
@@ -62,13 +63,12 @@ def _plain_call(loc: Tensor, std: Tensor) -> Tensor | None:
 
 @dataclass
 class _Replacement:
-    """A method of a class that was replaced, by any number of patches."""
+    """Methods of a class that were replaced, by any number of patches."""
 
     owner: type
-    name: str
-    # What the class itself held, which may be nothing
+    methods: dict[str, Callable[..., Tensor]]
+    # What the class itself held under these names, which may be nothing
     own: dict[str, Any]
-    method: Callable[..., Tensor]
     patches: int = 0
 
 
@@ -97,7 +97,7 @@ def _normal(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return rsample
 
 
-def _diffusers(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _diffusers_sample(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(original)
     def sample(self: Any, generator: object = None) -> Tensor:
         mean, log_var = self.mean, self.logvar
@@ -114,17 +114,34 @@ def _diffusers(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return sample
 
 
+def _diffusers_kl(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(original)
+    def kl(self: Any, other: object = None) -> Tensor:
+        mean, log_var = self.mean, self.logvar
+        if (
+            "diffusers" in _replacements
+            and other is None
+            and not self.deterministic
+            and _fusible(mean, log_var)
+        ):
+            return fused_kl_divergence(mean, log_var).sum([1, 2, 3])
+        return original(self, other)
+
+    return kl
+
+
 class _Target(NamedTuple):
     module: str
     owner: str
-    name: str
-    replace: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+    replace: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]
 
 
 _TARGETS = {
-    "normal": _Target("torch.distributions.normal", "Normal", "rsample", _normal),
+    "normal": _Target("torch.distributions.normal", "Normal", {"rsample": _normal}),
     "diffusers": _Target(
-        "diffusers.models.autoencoders.vae", "DiagonalGaussianDistribution", "sample", _diffusers
+        "diffusers.models.autoencoders.vae",
+        "DiagonalGaussianDistribution",
+        {"sample": _diffusers_sample, "kl": _diffusers_kl},
     ),
 }
 
@@ -132,11 +149,12 @@ _TARGETS = {
 def _install(target: str, owner: type) -> None:
     replacement = _replacements.get(target)
     if replacement is None:
-        name = _TARGETS[target].name
-        own = {name: vars(owner)[name]} if name in vars(owner) else {}
-        method = _TARGETS[target].replace(getattr(owner, name))
-        replacement = _replacements[target] = _Replacement(owner, name, own, method)
-        setattr(owner, name, method)
+        replace = _TARGETS[target].replace
+        methods = {name: new(getattr(owner, name)) for name, new in replace.items()}
+        own = {name: vars(owner)[name] for name in replace if name in vars(owner)}
+        replacement = _replacements[target] = _Replacement(owner, methods, own)
+        for name, method in methods.items():
+            setattr(owner, name, method)
     replacement.patches += 1
 
 
@@ -146,14 +164,15 @@ def _remove(target: str) -> None:
     if replacement.patches > 0:
         return
     del _replacements[target]
-    owner, name = replacement.owner, replacement.name
-    # Somebody's wrapper, which may still call the method: it now goes to the original.
-    if vars(owner).get(name) is not replacement.method:
-        return
-    if replacement.own:
-        setattr(owner, name, replacement.own[name])
-    else:
-        delattr(owner, name)
+    owner = replacement.owner
+    for name, method in replacement.methods.items():
+        # Somebody's wrapper, which may still call the method: it now goes to the original.
+        if vars(owner).get(name) is not method:
+            continue
+        if name in replacement.own:
+            setattr(owner, name, replacement.own[name])
+        else:
+            delattr(owner, name)
 
 
 class Patch:
@@ -192,19 +211,21 @@ def patch(*targets: str) -> Patch:
     ``"normal"`` replaces ``torch.distributions.Normal.rsample``, and with it what samples
     through it: ``LogNormal``, ``Independent``, Pyro, scvi-tools, stable-baselines3.
     ``"diffusers"`` replaces ``DiagonalGaussianDistribution.sample``, the latents of the
-    autoencoders of diffusers; its ``kl`` stays the original.
+    autoencoders of diffusers, and its ``kl`` from the standard normal, by
+    :func:`fused_kl_divergence`.
 
     The patch is in force from the call on, in all threads, until ``undo()`` of what it
     returns, or the end of a ``with`` block. Patches nest and overlap: the last one undone
     puts the original back. A method that somebody else has replaced since is left to them.
     What ``torch.compile`` compiled before stays as it was, until ``torch.compiler.reset()``.
 
-    The distribution, gradients, shapes and dtypes are those of the original; the noise is
+    Distributions, divergences, gradients, shapes and dtypes are those of the original; the noise is
     that of :func:`fused_reparameterize`, which ``torch.manual_seed`` and generators
     seed, but with other numbers. What the kernels do not take goes to the original: other
     dtypes, devices without a compiled kernel, tensors that are not dense, subclasses of
     Tensor, ``torch.jit.trace``, forward-mode differentiation; for diffusers a deterministic
-    distribution, lists of generators, and a generator of another device than the latents.
+    distribution, lists of generators, a generator of another device than the latents, and
+    the divergence from another distribution than the standard normal.
 
     Args:
         *targets (str): ``"normal"``, ``"diffusers"``. Default: ``"normal"``, and

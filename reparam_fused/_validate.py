@@ -27,6 +27,27 @@ def check_tensor(function: str, name: str, value: object) -> None:
         )
 
 
+def check_pair(function: str, mu: object, name: str, scale: object) -> torch.Size:
+    """mu and a scale of this name must go together; their broadcast shape."""
+    check_tensor(function, "mu", mu)
+    check_tensor(function, name, scale)
+    assert isinstance(mu, Tensor)
+    assert isinstance(scale, Tensor)
+    if mu.device != scale.device:
+        raise RuntimeError(
+            f"{function}(): mu and {name} must be on the same device, "
+            f"got mu on {mu.device} and {name} on {scale.device}"
+        )
+    try:
+        shape: torch.Size = torch.broadcast_shapes(mu.shape, scale.shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{function}(): the shapes of mu and {name} must broadcast, "
+            f"got mu {tuple(mu.shape)} and {name} {tuple(scale.shape)}"
+        ) from None
+    return shape
+
+
 def check_key(function: str, key: object) -> None:
     """key must be a uint64 tensor (*batch, 2)."""
     expected = "a uint64 tensor of shape (2,) or (*batch, 2), as reparam_fused.key(seed) gives"
@@ -100,26 +121,12 @@ def check_reparameterize(
 ) -> None:
     """The arguments of fused_reparameterize."""
     function = "fused_reparameterize"
-    check_tensor(function, "mu", mu)
     if (log_var is None) == (std is None):
         got = "neither" if std is None else "both"
         raise ValueError(f"{function}(): expected log_var or std, got {got}")
     name, scale = ("log_var", log_var) if log_var is not None else ("std", std)
-    check_tensor(function, name, scale)
+    shape = check_pair(function, mu, name, scale)
     assert isinstance(mu, Tensor)
-    assert isinstance(scale, Tensor)
-    if mu.device != scale.device:
-        raise RuntimeError(
-            f"{function}(): mu and {name} must be on the same device, "
-            f"got mu on {mu.device} and {name} on {scale.device}"
-        )
-    try:
-        shape = torch.broadcast_shapes(mu.shape, scale.shape)
-    except RuntimeError:
-        raise RuntimeError(
-            f"{function}(): the shapes of mu and {name} must broadcast, "
-            f"got mu {tuple(mu.shape)} and {name} {tuple(scale.shape)}"
-        ) from None
     if key is not None and generator is not None:
         raise ValueError(f"{function}(): expected key or generator, got both")
     if key is not None:

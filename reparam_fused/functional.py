@@ -29,13 +29,28 @@ def _levels(transform: TransformType) -> int:
     return sum(level.key() == transform for level in get_interpreter_stack() or ())
 
 
-def _is_dtensor(t: Tensor) -> bool:
+def is_dtensor(t: Tensor) -> bool:
     """Without the import of their module, which is the first to make one."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
 
 
-def _autocast(mu: Tensor, log_var: Tensor) -> Tensor:
+def check_forward_mode(function: str) -> None:
+    """Refuse the two cases in which torch would give a tangent of zero, and not say so."""
+    compiling = torch.compiler.is_compiling()
+    if compiling and forward_ad._current_level >= 0:
+        raise NotImplementedError(
+            f"{function}(): forward-mode differentiation within torch.compile is not "
+            "supported; it works outside of it"
+        )
+    if not compiling and _levels(TransformType.Jvp) > 1:
+        raise NotImplementedError(
+            f"{function}(): forward-mode differentiation of a forward-mode derivative is "
+            "not supported; make one of the two reverse-mode, as torch.func.hessian does"
+        )
+
+
+def autocast_exp(mu: Tensor, log_var: Tensor) -> Tensor:
     """log_var as autocast has it for exp, which it computes in float32 on all but CPUs."""
     device = mu.device.type
     if device in ("cpu", "meta") or not torch.is_autocast_enabled(device):
@@ -132,7 +147,7 @@ def fused_reparameterize(
     _validate.check_reparameterize(mu, log_var, std, key, generator, global_shape, global_offset)
     form, scale = ("log_var", log_var) if log_var is not None else ("std", std)
     assert scale is not None
-    if _is_dtensor(mu) or _is_dtensor(scale):
+    if is_dtensor(mu) or is_dtensor(scale):
         from . import _dtensor
 
         if global_shape is not None:
@@ -140,20 +155,10 @@ def fused_reparameterize(
                 "fused_reparameterize(): global_shape is for plain tensors; a DTensor knows its own"
             )
         return _dtensor.reparameterize(fused_reparameterize, mu, form, scale, key, generator)
-    compiling = torch.compiler.is_compiling()
-    # In both cases torch would give a tangent of zero, and not say so.
-    if compiling and forward_ad._current_level >= 0:
-        raise NotImplementedError(
-            "fused_reparameterize(): forward-mode differentiation within torch.compile is not "
-            "supported; it works outside of it"
-        )
-    if not compiling and _levels(TransformType.Jvp) > 1:
-        raise NotImplementedError(
-            "fused_reparameterize(): forward-mode differentiation of a forward-mode derivative is "
-            "not supported; make one of the two reverse-mode, as torch.func.hessian does"
-        )
+    check_forward_mode("fused_reparameterize")
     if form == "log_var":
-        scale = _autocast(mu, scale)
+        scale = autocast_exp(mu, scale)
+    compiling = torch.compiler.is_compiling()
     if key is None and compiling and generator is None and not _are_transforms_active():
         key = _ops.traced_key(mu.device)
     elif key is None and (compiling or _levels(TransformType.Vmap) > 0):

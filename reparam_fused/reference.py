@@ -44,6 +44,12 @@ EXP = _coefficients(
 # -2 ln 2, for an exponent that stays in its place; and log2(e) / 2 in two parts
 MINUS_2_LN2 = float.fromhex("-0x1.62e430p-23")
 HALF_LOG2E = _coefficients("0x1.715476p-1 0x1.4ae0c0p-27")
+# (e^f - 1 - f) / f^2; log2(e), and ln 2 in two parts
+EXPM1 = _coefficients(
+    "0x1.a401b0p-16 0x1.a4fcc0p-13 0x1.6c1300p-10 0x1.110c5ep-7 0x1.555558p-5 0x1.55555ap-3 0x1p-1"
+)
+LOG2E = float.fromhex("0x1.715476p+0")
+LN2 = _coefficients("0x1.62e430p-1 -0x1.05c610p-29")
 # A sum with it ends in steps of 2
 MAGIC = 1.5 * 2.0**24 + 254.0
 
@@ -198,14 +204,20 @@ def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
     return p * factor * scale * scale
 
 
+def _as_output(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x and scale in the arithmetic dtype and the shape of the result, and a tensor for it."""
+    out = torch.empty_like(torch.add(x, scale))  # has add's dtype, shape and strides
+    dtype = torch.float64 if out.dtype == torch.float64 else torch.float32
+    x, scale = (t.to(out.dtype).to(dtype).expand(out.shape) for t in (x, scale))
+    return x, scale, out
+
+
 def _operands(
     x: Tensor, scale: Tensor, key: Tensor, *block: Sequence[int] | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, scale and eps in the arithmetic dtype, and a tensor for the result."""
-    out = torch.empty_like(torch.add(x, scale))  # has add's dtype, shape and strides
-    eps = noise(key, out.shape, out.dtype, *block)
-    x, scale = (t.to(out.dtype).to(eps.dtype).expand(out.shape) for t in (x, scale))
-    return x, scale, eps, out
+    x, scale, out = _as_output(x, scale)
+    return x, scale, noise(key, out.shape, out.dtype, *block), out
 
 
 def sample_from_key(
@@ -238,6 +250,60 @@ def sample_backward(
     grad_z, scale, eps, out = _operands(grad_z, scale, key, global_shape, global_offset)
     grad_sigma = grad_z * eps
     return out.copy_(grad_sigma * sigma(scale, 0.5) if form == "log_var" else grad_sigma)
+
+
+def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """scale, f, f^2 and r of e^x = 8 scale (1 + f + f^2 r), in float32."""
+    clamped = x.clamp(-90.0, 90.0)
+    shifted = fma(clamped, LOG2E, MAGIC)
+    minus_2h = MAGIC - shifted
+    f = fma(minus_2h, LN2[1], fma(minus_2h, LN2[0], clamped))
+    root = (shifted.view(torch.int32) << 23).view(torch.float32)
+    return root * 0.125 * root, f, f * f, _polynomial(f, EXPM1)
+
+
+def _half_excess_double(x: Tensor) -> Tensor:
+    """(e^x - 1 - x) / 2; near 0, where the terms would cancel, by the Taylor series."""
+    series = torch.zeros_like(x)
+    for n in range(20, 1, -1):
+        series = series * x + 1 / math.factorial(n)
+    root = torch.exp(0.5 * x)  # e^x itself would overflow before its half
+    finite = torch.where(x == math.inf, 0.0, x)  # or inf - inf would be NaN
+    far = root * (0.5 * root) - 0.5 - 0.5 * finite
+    return torch.where(x.abs() < 1, 0.5 * x * x * series, far)
+
+
+def half_excess(x: Tensor) -> Tensor:
+    """(e^x - 1 - x) / 2; the bits of csrc in float32."""
+    if x.dtype == torch.float64:
+        return _half_excess_double(x)
+    scale, f, square, r = _exp_parts(x)
+    linear = fma(x, -0.125, fma(scale, f, scale - 0.125))
+    return fma(scale, square * r, linear).abs() * 4.0
+
+
+def half_expm1(x: Tensor) -> Tensor:
+    """(e^x - 1) / 2; the bits of csrc in float32."""
+    if x.dtype == torch.float64:
+        root = torch.exp(0.5 * x)
+        far = root * (0.5 * root) - 0.5
+        return torch.where(x.abs() < 1, 0.5 * torch.expm1(x), far)
+    scale, f, square, r = _exp_parts(x)
+    return fma(scale, fma(square, r, f), scale - 0.125) * 4.0
+
+
+def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
+    """(mu^2 + e^log_var - 1 - log_var) / 2, of each element."""
+    mu, log_var, out = _as_output(mu, log_var)
+    half_mu, excess = mu * 0.5, half_excess(log_var)
+    double = out.dtype == torch.float64
+    return out.copy_(half_mu * mu + excess if double else fma(half_mu, mu, excess))
+
+
+def kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
+    """grad_log_var = grad (e^log_var - 1) / 2."""
+    grad, log_var, out = _as_output(grad, log_var)
+    return out.copy_(grad * half_expm1(log_var))
 
 
 def blocks(numel: int, dtype: torch.dtype) -> int:

@@ -11,6 +11,7 @@ elements; and `elements` for anything else, one counter a lane.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -28,7 +29,12 @@ _COS = tl.constexpr(reference.COS)
 _EXP = tl.constexpr(reference.EXP)
 _MINUS_2_LN2 = tl.constexpr(reference.MINUS_2_LN2)
 _HALF_LOG2E = tl.constexpr(reference.HALF_LOG2E)
+_EXPM1 = tl.constexpr(reference.EXPM1)
+_LOG2E = tl.constexpr(reference.LOG2E)
+_LN2 = tl.constexpr(reference.LN2)
 _MAGIC = tl.constexpr(reference.MAGIC)
+# 1 / n!, highest n first, down to 1 / 2!
+_TAYLOR = tl.constexpr(tuple(1 / math.factorial(n) for n in range(20, 1, -1)))
 
 
 @triton.jit
@@ -62,6 +68,11 @@ def _signed_to_float(x):
 @triton.jit
 def _fma(x, y: tl.constexpr, z: tl.constexpr):
     return tl.fma(x, tl.full(x.shape, y, tl.float32), tl.full(x.shape, z, tl.float32))
+
+
+@triton.jit
+def _fma_by(x, y: tl.constexpr, z):
+    return tl.fma(x, tl.full(x.shape, y, tl.float32), z)
 
 
 @triton.jit
@@ -147,12 +158,72 @@ def _sigma(log_var, factor: tl.constexpr):
 
 
 @triton.jit
-def _apply(x, scale, eps, BACKWARD: tl.constexpr, LOG_VAR: tl.constexpr):
-    """z of mu, or the scale's gradient of grad_z."""
+def _exp_parts(x):
+    """scale, f, f^2 and r of e^x = 8 scale (1 + f + f^2 r)"""
+    clamped = tl.clamp(x, -90.0, 90.0, propagate_nan=tl.PropagateNan.ALL)
+    shifted = _fma(clamped, _LOG2E, _MAGIC)
+    minus_2h = tl.full(x.shape, _MAGIC, tl.float32) - shifted
+    high = tl.full(x.shape, _LN2[0], tl.float32)
+    low = tl.full(x.shape, _LN2[1], tl.float32)
+    f = tl.fma(minus_2h, low, tl.fma(minus_2h, high, clamped))
+    root = _float(_bits(shifted) << 23)
+    return root * 0.125 * root, f, f * f, _polynomial(f, _EXPM1, 7, 1.0)
+
+
+@triton.jit
+def _taylor(x):
+    """(e^x - 1 - x) / x^2 for x in [-1, 1], in float64"""
+    p = tl.full(x.shape, _TAYLOR[0], tl.float64)
+    for i in tl.static_range(1, 19):
+        p = p * x + tl.full(x.shape, _TAYLOR[i], tl.float64)
+    return p
+
+
+@triton.jit
+def _half_exp(x):
+    """e^x / 2 in float64, where e^x itself would overflow before"""
+    root = tl.exp(x * 0.5)
+    return root * (root * 0.5)
+
+
+@triton.jit
+def _half_excess(x):
+    """(e^x - 1 - x) / 2"""
+    if x.dtype == tl.float64:
+        finite = tl.where(x == float("inf"), 0.0, x)
+        far = _half_exp(x) - 0.5 - finite * 0.5
+        excess = tl.where(tl.abs(x) < 1.0, x * x * _taylor(x) * 0.5, far)
+    else:
+        scale, f, square, r = _exp_parts(x)
+        linear = tl.fma(scale, f, scale - 0.125)
+        sum = tl.fma(scale, square * r, _fma_by(x, -0.125, linear))
+        excess = tl.abs(sum) * 4.0
+    return excess
+
+
+@triton.jit
+def _half_expm1(x):
+    """(e^x - 1) / 2"""
+    if x.dtype == tl.float64:
+        near = (x + x * x * _taylor(x)) * 0.5
+        expm1 = tl.where(tl.abs(x) < 1.0, near, _half_exp(x) - 0.5)
+    else:
+        scale, f, square, r = _exp_parts(x)
+        expm1 = tl.fma(scale, tl.fma(square, r, f), scale - 0.125) * 4.0
+    return expm1
+
+
+@triton.jit
+def _apply(x, scale, eps, OP: tl.constexpr, LOG_VAR: tl.constexpr):
+    """z or the divergence of mu, or the scale's gradient of the incoming one."""
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
         scale = scale.to(tl.float32)
-    if BACKWARD:
+    if OP == "kl_divergence":
+        out = tl.fma(x * 0.5, x, _half_excess(scale))
+    elif OP == "kl_divergence_backward":
+        out = x * _half_expm1(scale)
+    elif OP == "sample_backward":
         out = x * eps
         if LOG_VAR:
             out = out * _sigma(scale, 0.5)
@@ -188,21 +259,24 @@ def _run_of_normals(first, seed, BLOCK: tl.constexpr, dtype: tl.constexpr, NEWTO
 @triton.jit(do_not_specialize=["numel", "full_blocks", "first_counter"])
 def whole_kernel(
     x_ptr, scale_ptr, out_ptr, key_ptr, numel, full_blocks, first_counter,
-    BACKWARD: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, BLOCK: tl.constexpr,
+    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     per_counter: tl.constexpr = 2 if dtype == tl.float64 else 4
     first = tl.program_id(0).to(tl.int64) * BLOCK
-    counter = tl.load(key_ptr + 1) + (first // per_counter + first_counter).to(tl.uint64)
-    eps = _run_of_normals(counter, tl.load(key_ptr), BLOCK, dtype, NEWTON)
+    if key_ptr is None:  # an op without noise
+        eps = 0.0
+    else:
+        counter = tl.load(key_ptr + 1) + (first // per_counter + first_counter).to(tl.uint64)
+        eps = _run_of_normals(counter, tl.load(key_ptr), BLOCK, dtype, NEWTON)
     i = first + tl.arange(0, BLOCK)
     if tl.program_id(0) < full_blocks:
         x, scale = tl.load(x_ptr + i), tl.load(scale_ptr + i)
-        tl.store(out_ptr + i, _apply(x, scale, eps, BACKWARD, LOG_VAR).to(dtype))
+        tl.store(out_ptr + i, _apply(x, scale, eps, OP, LOG_VAR).to(dtype))
     else:
         inside = i < numel
         x, scale = tl.load(x_ptr + i, mask=inside), tl.load(scale_ptr + i, mask=inside)
-        tl.store(out_ptr + i, _apply(x, scale, eps, BACKWARD, LOG_VAR).to(dtype), mask=inside)
+        tl.store(out_ptr + i, _apply(x, scale, eps, OP, LOG_VAR).to(dtype), mask=inside)
 
 
 @triton.jit(
@@ -214,7 +288,7 @@ def whole_kernel(
 def elements_kernel(
     x_ptr, scale_ptr, out_ptr, keys_ptr, counters, segment_numel, segment_counters, first_index,
     sizes, x_strides, scale_strides, out_strides, index_strides, key_strides,
-    BACKWARD: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr,
+    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -232,15 +306,18 @@ def elements_kernel(
         rest = rest // sizes[d]
         index += along * index_strides[d]
         key += along * key_strides[d]
-    seed = tl.load(keys_ptr + key, mask=inside)
-    offset = tl.load(keys_ptr + key + 1, mask=inside)
-    counter = offset + (index // per_counter + in_segment).to(tl.uint64)
     # A segment may begin within a counter.
     lane_0 = in_segment * per_counter - (index % per_counter).to(INDEX)
-    if dtype == tl.float64:
-        normals = _normals_double(counter, seed)
+    if keys_ptr is None:  # an op without noise
+        normals = (0.0, 0.0, 0.0, 0.0)
     else:
-        normals = _normals(counter, seed, NEWTON)
+        seed = tl.load(keys_ptr + key, mask=inside)
+        offset = tl.load(keys_ptr + key + 1, mask=inside)
+        counter = offset + (index // per_counter + in_segment).to(tl.uint64)
+        if dtype == tl.float64:
+            normals = _normals_double(counter, seed)
+        else:
+            normals = _normals(counter, seed, NEWTON)
     for j in tl.static_range(per_counter):
         position = lane_0 + j
         mask = inside & (position >= 0) & (position < segment_numel)
@@ -253,7 +330,7 @@ def elements_kernel(
             scale += along * scale_strides[d]
             out += along * out_strides[d]
         x, scale = tl.load(x, mask=mask), tl.load(scale, mask=mask)
-        value = _apply(x, scale, normals[j], BACKWARD, LOG_VAR)
+        value = _apply(x, scale, normals[j], OP, LOG_VAR)
         tl.store(out, value.to(dtype), mask=mask)
 
 
@@ -275,21 +352,29 @@ _BLOCK_COUNTERS = 32 * WARPS
 def plan(
     x: Tensor,
     scale: Tensor,
-    key: Tensor,
+    key: Tensor | None,
     out: Tensor,
     *,
-    backward: bool,
+    op: str,
     form: str = "log_var",
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
 ) -> Plan:
-    """How to compute an op of tensors of one dtype and shape, which is not empty."""
-    key = key if key.stride(-1) == 1 else key.contiguous()
+    """How to compute an op of tensors of one dtype and shape, which is not empty.
+
+    Without a key the op is one without noise.
+    """
+    if key is None:
+        # No element has an index of its own: dimensions go in the order of memory.
+        order = sorted(range(out.dim()), key=out.stride, reverse=True)
+        x, scale, out = (t.permute(order) for t in (x, scale, out))
+    elif key.stride(-1) != 1:
+        key = key.contiguous()
     per_counter = 2 if out.dtype == torch.float64 else 4
     numel = out.numel()
     tensors = (x, scale, out)
     constants: dict[str, Any] = {
-        "BACKWARD": backward,
+        "OP": op,
         "LOG_VAR": form == "log_var",
         "NEWTON": out.device.type == "cuda" and torch.version.hip is None,
     }
@@ -329,13 +414,13 @@ def plan(
 
 
 def _numbering(
-    key: Tensor,
+    key: Tensor | None,
     out: Tensor,
     global_shape: Sequence[int] | None,
     global_offset: Sequence[int] | None,
 ) -> tuple[list[int], list[int], int]:
     """Each dimension's stride in the noise and in the keys, and the first element's index."""
-    _, batch = reference.slice_keys(key, out.shape)
+    batch = 0 if key is None else reference.slice_keys(key, out.shape)[1]
     shape = out.shape if global_shape is None else global_shape
     offset = [0] * out.dim() if global_offset is None else global_offset
     index_strides, key_strides = [0] * out.dim(), [0] * out.dim()
@@ -344,25 +429,28 @@ def _numbering(
         index_strides[d] = stride
         stride *= shape[d]
     for d in range(batch):
+        assert key is not None
         key_strides[d] = key.stride(d) if key.size(d) > 1 else 0
     first = sum(o * s for o, s in zip(offset, index_strides, strict=True))
     return index_strides, key_strides, first
 
 
 def _launch(
+    op: str,
     x: Tensor,
     scale: Tensor,
-    key: Tensor,
+    key: Tensor | None = None,
     form: str = "log_var",
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
-    *,
-    backward: bool,
 ) -> Tensor:
-    if key.dtype != torch.uint64 or not x.device == scale.device == key.device:
+    if x.device != scale.device:
         raise RuntimeError(
-            f"reparam_fused: expected tensors on one device and a uint64 key, got {x.device}, "
-            f"{scale.device} and a {key.dtype} key on {key.device}"
+            f"reparam_fused: expected tensors on one device, got {x.device} and {scale.device}"
+        )
+    if key is not None and (key.dtype != torch.uint64 or key.device != x.device):
+        raise RuntimeError(
+            f"reparam_fused: expected a uint64 key on {x.device}, got {key.dtype} on {key.device}"
         )
     fake = torch.add(x.to("meta"), scale.to("meta"))  # has add's dtype, shape and strides
     out = torch.empty_like(fake, device=x.device)
@@ -370,7 +458,7 @@ def _launch(
         return out
     x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
     kernel, programs, arguments, constants = plan(
-        x, scale, key, out, backward=backward, form=form,
+        x, scale, key, out, op=op, form=form,
         global_shape=global_shape, global_offset=global_offset,
     )  # fmt: skip
     # Only Triton's own interpreter takes tensors of the CPU.
@@ -382,9 +470,20 @@ def _launch(
 
 def sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     """z = mu + sigma * eps."""
-    return _launch(mu, scale, key, *options, backward=False)
+    return _launch("sample", mu, scale, key, *options)
 
 
 def sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
     """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2."""
-    return _launch(grad_z, grad_z if scale is None else scale, key, *options, backward=True)
+    scale = grad_z if scale is None else scale
+    return _launch("sample_backward", grad_z, scale, key, *options)
+
+
+def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
+    """(mu^2 + e^log_var - 1 - log_var) / 2, of each element."""
+    return _launch("kl_divergence", mu, log_var)
+
+
+def kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
+    """grad_log_var = grad (e^log_var - 1) / 2."""
+    return _launch("kl_divergence_backward", grad, log_var)

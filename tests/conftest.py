@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import reparam_fused
-from reparam_fused import functional
+from reparam_fused import functional, kl_divergence
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -31,7 +31,8 @@ def poisoned_memory() -> Iterator[None]:
 def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run the test over the C++ fast path, and over the general path in Python."""
     if request.param == "Python Function":
-        monkeypatch.setattr(functional, "plain_call", functional.no_plain_call)
+        for module in (functional, kl_divergence):
+            monkeypatch.setattr(module, "plain_call", functional.no_plain_call)
     elif functional.plain_call is functional.no_plain_call:
         pytest.skip("the C++ extension is not built")
     return request.param

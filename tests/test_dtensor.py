@@ -16,7 +16,7 @@ from ranks import needs_gloo, run_ranks
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import fused_reparameterize
+from reparam_fused import fused_kl_divergence, fused_reparameterize
 
 pytestmark = needs_gloo
 KEY = key_of(31, 2**32 - 5)
@@ -84,6 +84,17 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(t.to(case.dtype) for t in (mu, scale, weight.round()))  # type: ignore[return-value]
 
 
+def sample(case: Case, mu: Any, scale: Any) -> Any:
+    return fused_reparameterize(mu, **{case.form: scale}, key=keys_of(case))
+
+
+def divergence(_: Case, mu: Any, scale: Any) -> Any:
+    return fused_kl_divergence(mu, scale)
+
+
+CALLS = (sample, divergence)
+
+
 def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
@@ -115,12 +126,13 @@ def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
         mu, scale, weight = operands(case)
         mu_d = distributed(mu, mesh, case.mu_placements)
         scale_d = distributed(scale, mesh, case.scale_placements)
-        key = keys_of(case)
-        z = fused_reparameterize(mu_d, **{case.form: scale_d}, key=key)
-        weight_d = distribute_tensor(weight, mesh, z.placements)
-        grads = torch.autograd.grad((z * weight_d).sum(), (mu_d, scale_d))
-        whole = [t.full_tensor().detach() for t in (z, *grads)]
-        results.append((whole, [z.shape, z.stride(), [str(p) for p in z.placements]]))
+        for call in CALLS:
+            out = call(case, mu_d, scale_d)
+            weight_d = distribute_tensor(weight, mesh, out.placements)
+            grads = torch.autograd.grad((out * weight_d).sum(), (mu_d, scale_d))
+            whole = [t.full_tensor().detach() for t in (out, *grads)]
+            layout = [out.shape, out.stride(), [str(p) for p in out.placements]]
+            results.append((whole, layout))
     # Without a key: one for all, whatever their generators
     torch.manual_seed(rank)
     zero = distribute_tensor(torch.zeros(8, 3), meshes[(count,)], [Shard(0)])
@@ -131,6 +143,8 @@ def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
     results.append((drawn, []))
     with pytest.raises(RuntimeError, match="must both be DTensors, got DTensor and Tensor"):
         fused_reparameterize(zero, torch.zeros(8, 3))
+    with pytest.raises(RuntimeError, match=r"fused_kl_divergence\(\): .* must both be DTensors"):
+        fused_kl_divergence(zero, torch.zeros(8, 3))
     with pytest.raises(ValueError, match="a DTensor knows its own"):
         fused_reparameterize(zero, one, key=KEY, global_shape=(9, 3), global_offset=(0, 0))
     if count == 2:  # one graph, with the same bits
@@ -152,12 +166,13 @@ def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_bits_are_those_of_a_single_process(ranks: list[Any]) -> None:
-    """z, both gradients, and z's shape and strides, on every rank."""
+    """The output, both gradients, and the output's shape and strides, on every rank."""
     for results in ranks:
-        for case, ((z, *grads), layout) in zip(cases(len(ranks)), results, strict=False):
+        calls = product(cases(len(ranks)), CALLS)
+        for (case, call), ((out, *grads), layout) in zip(calls, results, strict=False):
             mu, scale, weight = (t.requires_grad_() for t in operands(case))
-            expected = fused_reparameterize(mu, **{case.form: scale}, key=keys_of(case))
-            assert_same_bits(z, expected)
+            expected = call(case, mu, scale)
+            assert_same_bits(out, expected)
             assert layout[:2] == [expected.shape, expected.stride()], case
             expected_grads = torch.autograd.grad(expected, (mu, scale), weight)
             sums = case.mu_shape != expected.shape, case.scale_shape != expected.shape
@@ -171,7 +186,8 @@ def test_bits_are_those_of_a_single_process(ranks: list[Any]) -> None:
 def test_a_shard_stays_a_shard(ranks: list[Any]) -> None:
     """Nothing is gathered that need not be."""
     for results in ranks:
-        for case, (_, layout) in zip(cases(len(ranks)), results, strict=False):
+        calls = product(cases(len(ranks)), CALLS)
+        for (case, _), (_, layout) in zip(calls, results, strict=False):
             wanted = "".join(case.mu_placements + case.scale_placements)
             if case.mu_shape == case.scale_shape == SHAPE:
                 assert ("S(" in "".join(layout[2])) == any(d in wanted for d in "012"), case
@@ -186,7 +202,7 @@ def test_without_a_key_the_ranks_share_one(ranks: list[Any]) -> None:
     expected.append(fused_reparameterize(zero, std=one, generator=generator))
     expected.append(fused_reparameterize(zero, std=one, key=KEY))
     for results in ranks:
-        drawn = [*results[len(cases(len(ranks)))][0], *results[-1][0]]
+        drawn = [*results[len(CALLS) * len(cases(len(ranks)))][0], *results[-1][0]]
         for z, expected_z in zip(drawn, expected, strict=True):
             assert_same_bits(z, expected_z)
 

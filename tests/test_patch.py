@@ -543,7 +543,7 @@ def test_no_library_is_imported_unasked(tmp_path: Path) -> None:
 
 
 class Latents:
-    """As much of diffusers' DiagonalGaussianDistribution as a sample needs."""
+    """As much of diffusers' DiagonalGaussianDistribution as is patched."""
 
     def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
         self.mean, self.logvar = parameters.chunk(2, 1)
@@ -552,6 +552,9 @@ class Latents:
 
     def sample(self, generator: Any = None) -> Any:
         return "original", generator
+
+    def kl(self, other: Any = None) -> Any:
+        return "original", other
 
 
 @pytest.fixture
@@ -619,6 +622,39 @@ def test_diffusers_leaves_the_rest_to_the_original(
     assert not fused
 
 
+def test_diffusers_kl(diffusers: ModuleType, dtype: torch.dtype) -> None:
+    parameters = latents().to(dtype).requires_grad_()
+    posterior = Latents(parameters)
+    original = Latents.kl
+    with patch("diffusers"):
+        kl = posterior.kl()
+        compiled = torch.compile(lambda p: Latents(p).kl(), backend="aot_eager", fullgraph=True)
+        assert_same_bits(compiled(parameters).detach(), kl.detach())
+    assert vars(Latents)["kl"] is original
+    assert (kl.dtype, kl.shape) == (dtype, (2,))
+    mean, log_var = (t.double() for t in (posterior.mean, posterior.logvar))
+    expected = 0.5 * (mean**2 + log_var.exp() - 1 - log_var).sum([1, 2, 3])
+    torch.testing.assert_close(kl, expected.to(dtype))
+    ours, theirs = (torch.autograd.grad(k.sum(), parameters)[0] for k in (kl, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("case", ["deterministic", "other", "kernel", "after the undoing"])
+def test_diffusers_kl_leaves_the_rest_to_the_original(
+    diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    posterior = Latents(latents(), deterministic=case == "deterministic")
+    other = Latents(latents()) if case == "other" else None
+    if case == "kernel":
+        monkeypatch.setattr(_patch, "_DEVICES", frozenset())
+    p = patch("diffusers")
+    method = Latents.kl
+    if case == "after the undoing":
+        p.undo()
+    with p if case != "after the undoing" else patch("normal"):
+        assert method(posterior, other) == ("original", other)
+
+
 def test_diffusers_is_a_default_once_imported(
     fused: list[Any], diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -651,5 +687,5 @@ def test_an_inherited_method_is_inherited_again(fused: list[Any], diffusers: Mod
     with patch("diffusers"):
         assert isinstance(Later(latents()).sample(), Tensor)
         assert Latents(latents()).sample() == ("original", None)
-    assert "sample" not in vars(Later)
+    assert not {"sample", "kl"} & set(vars(Later))
     assert Later(latents()).sample() == ("original", None)

@@ -1,4 +1,4 @@
-"""Derive the polynomial coefficients of normal.h and reparam.h.
+"""Derive the polynomial coefficients of normal.h, reparam.h and kl_divergence.h.
 
     python csrc/common/coefficients.py
 
@@ -51,11 +51,17 @@ def exp2_minus_1_over(t: mp.mpf) -> mp.mpf:
     return mp.expm1(t * mp.log(2)) / t if t else mp.log(2)
 
 
+def expm1_minus_x_over(f: mp.mpf) -> mp.mpf:
+    """(e^f - 1 - f) / f^2, so that e^f - 1 - f keeps its relative error near 0."""
+    return (mp.expm1(f) - f) / f**2 if f else mp.mpf(1) / 2
+
+
 FITS = [
     Fit("kLog", neg2_log1p_over, SQRT_HALF - 1, 2 * SQRT_HALF - 1, {"f32": 8, "f64": 20}),
     Fit("kSin", sinpi_over, mp.mpf(0), mp.mpf(1) / 4, {"f32": 4, "f64": 8}),
     Fit("kCos", cospi_minus_1_over, mp.mpf(0), mp.mpf(1) / 4, {"f32": 4, "f64": 8}),
     Fit("kExp2", exp2_minus_1_over, mp.mpf(-1), mp.mpf(1), {"f32": 6, "f64": 12}),
+    Fit("kExpm1", expm1_minus_x_over, -mp.log(2), mp.log(2), {"f32": 6, "f64": 13}),
 ]
 
 

@@ -16,7 +16,7 @@ enum Form { kLogVar, kStd };
 // of these allow it. The tables are in host memory.
 struct Problem {
   Form form;
-  const void* x;      // mu, or grad_z
+  const void* x;      // mu, or the incoming gradient
   const void* scale;  // the backward of a std makes no use of it
   void* out;
   // (seed, offset) pairs, on the device of the tensors

@@ -7,10 +7,13 @@ namespace reparam_fused {
 // Computes the elements [begin, end) in row-major order.
 using Kernel = void (*)(const Problem& problem, int64_t begin, int64_t end);
 
+struct KernelTable {
+  Kernel of[kDTypes];
+};
+
 struct Kernels {
   const char* isa;
-  Kernel sample[kDTypes];
-  Kernel sample_backward[kDTypes];
+  KernelTable sample, sample_backward, kl_divergence, kl_divergence_backward;
 };
 
 // A thread's share is a multiple of this, so that no tile is cut: it is the

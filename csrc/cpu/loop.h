@@ -1,6 +1,7 @@
 #pragma once
 
 #include "../common/element.h"
+#include "../common/kl_divergence.h"
 #include "../common/reparam.h"
 #include "../common/scalar.h"
 #include "kernels.h"
@@ -77,23 +78,38 @@ REPARAM_FUSED_INLINE void apply_tile(const T* x, const T* scale, T* out,
   V::store_tile(out, result);
 }
 
-// kLanes counters' worth of elements, contiguous in memory. The form is no template
-// parameter here: a branch for a tile costs nothing, twice the kernels twice the build.
-template <class V, class T, template <class> class Op>
-REPARAM_FUSED_INLINE void compute_tile(Form form, const T* x, const T* scale, T* out,
-                                       uint64_t first_counter, uint64_t seed) {
-  typename Element<V, T>::Register eps[Element<V, T>::kPerCounter];
-  normals<V, T>(first_counter, seed, eps);
-  if (form == kStd) {
-    apply_tile<V, T, Op<Std>>(x, scale, out, eps);
-  } else {
-    apply_tile<V, T, Op<LogVar>>(x, scale, out, eps);
+// kLanes counters' worth of elements, contiguous in memory, of which the first has the
+// noise index counter * kPerCounter under this key. The form is no template parameter
+// here: a branch for a tile costs nothing, twice the kernels twice the build.
+template <template <class> class Op>
+struct WithNoise {
+  template <class V, class T>
+  static REPARAM_FUSED_INLINE void tile(Form form, const T* x, const T* scale, T* out,
+                                        const uint64_t* key, uint64_t counter) {
+    typename Element<V, T>::Register eps[Element<V, T>::kPerCounter];
+    normals<V, T>(key[1] + counter, key[0], eps);
+    if (form == kStd) {
+      apply_tile<V, T, Op<Std>>(x, scale, out, eps);
+    } else {
+      apply_tile<V, T, Op<LogVar>>(x, scale, out, eps);
+    }
   }
-}
+};
+
+// The same without noise, and without a key.
+template <class Op>
+struct WithoutNoise {
+  template <class V, class T>
+  static REPARAM_FUSED_INLINE void tile(Form, const T* x, const T* scale, T* out, const uint64_t*,
+                                        uint64_t) {
+    const typename Element<V, T>::Register unused[Element<V, T>::kPerCounter] = {};
+    apply_tile<V, T, Op>(x, scale, out, unused);
+  }
+};
 
 // A tile at a time: a wide one where as many elements are left, a narrow one for
 // what remains, and for what is cut by the end of the range or of a slice.
-template <class V, class T, template <class> class Op>
+template <class V, class T, class Compute>
 class Loop {
  public:
   explicit REPARAM_FUSED_INLINE Loop(const Problem& p, int64_t begin)
@@ -109,17 +125,16 @@ class Loop {
   // The elements of noise index [index, stop) under one key; the first of them is
   // where the cursor stands.
   REPARAM_FUSED_INLINE void segment(const uint64_t* key, int64_t index, int64_t stop) {
-    const uint64_t seed = key[0], offset = key[1];
     while (index < stop) {
       const int skipped = static_cast<int>(index % kPerCounter);
-      const uint64_t counter = offset + static_cast<uint64_t>((index - skipped) / kPerCounter);
+      const auto counter = static_cast<uint64_t>((index - skipped) / kPerCounter);
       const int64_t left = stop - index;
       if (skipped == 0 && left >= kWide) {
-        tile<Twice<V>>(seed, counter, 0, kWide);
+        tile<Twice<V>>(key, counter, 0, kWide);
         index += kWide;
       } else {
         const int count = static_cast<int>(left < kNarrow - skipped ? left : kNarrow - skipped);
-        tile<V>(seed, counter, skipped, count);
+        tile<V>(key, counter, skipped, count);
         index += count;
       }
     }
@@ -133,7 +148,7 @@ class Loop {
   // Operands that are contiguous over the whole tile are used where they lie,
   // others by way of a buffer.
   template <class W>
-  REPARAM_FUSED_INLINE void tile(uint64_t seed, uint64_t counter, int skipped, int count) {
+  REPARAM_FUSED_INLINE void tile(const uint64_t* key, uint64_t counter, int skipped, int count) {
     int n_runs = 0;
     for (int done = 0; done < count; done += runs_[n_runs++].length) {
       runs_[n_runs] = cursor_.next(count - done);
@@ -147,7 +162,7 @@ class Loop {
     }
     const bool in_place = whole && out_stride_ == 1;
     T* out = in_place ? out_ + runs_[0].out : out_tile_;
-    compute_tile<W, T, Op>(form_, x, scale, out, counter, seed);
+    Compute::template tile<W, T>(form_, x, scale, out, key, counter);
     if (!in_place) scatter(n_runs, skipped);
   }
 
@@ -196,9 +211,9 @@ REPARAM_FUSED_INLINE int64_t start_of_segment(const Problem& p, int64_t segment,
   return index;
 }
 
-template <class V, class T, template <class> class Op>
+template <class V, class T, class Compute>
 void run_kernel(const Problem& p, int64_t begin, int64_t end) {
-  Loop<V, T, Op> loop(p, begin);
+  Loop<V, T, Compute> loop(p, begin);
   for (int64_t position = begin; position < end;) {
     const int64_t segment = position / p.segment_numel;
     const int64_t skipped = position - segment * p.segment_numel;
@@ -211,13 +226,17 @@ void run_kernel(const Problem& p, int64_t begin, int64_t end) {
   }
 }
 
+template <class V, class Compute>
+constexpr KernelTable make_table() {
+  return {{run_kernel<V, float, Compute>, run_kernel<V, double, Compute>,
+           run_kernel<V, Half, Compute>, run_kernel<V, BFloat16, Compute>}};
+}
+
 template <class V>
 constexpr Kernels make_kernels() {
-  return {V::kName,
-          {run_kernel<V, float, Sample>, run_kernel<V, double, Sample>, run_kernel<V, Half, Sample>,
-           run_kernel<V, BFloat16, Sample>},
-          {run_kernel<V, float, SampleBackward>, run_kernel<V, double, SampleBackward>,
-           run_kernel<V, Half, SampleBackward>, run_kernel<V, BFloat16, SampleBackward>}};
+  return {V::kName, make_table<V, WithNoise<Sample>>(), make_table<V, WithNoise<SampleBackward>>(),
+          make_table<V, WithoutNoise<KlDivergence>>(),
+          make_table<V, WithoutNoise<KlDivergenceBackward>>()};
 }
 
 }  // namespace reparam_fused

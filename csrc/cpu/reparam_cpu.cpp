@@ -13,9 +13,9 @@ namespace {
 // of work.
 constexpr int64_t kGrain = 8192;
 
-at::Tensor launch(const Kernel (&kernels)[kDTypes], const Call& call) {
+at::Tensor launch(const KernelTable& kernels, const Call& call) {
   if (call.empty()) return call.out();
-  const Kernel kernel = kernels[call.dtype()];
+  const Kernel kernel = kernels.of[call.dtype()];
   const int64_t numel = call.out().numel();
   const int64_t tiles = (numel + kMaxTile - 1) / kMaxTile;
   at::parallel_for(0, tiles, kGrain / kMaxTile, [&](int64_t begin, int64_t end) {
@@ -39,11 +39,22 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
                 Call(grad_z, operand, key, {form, global_shape, global_offset}));
 }
 
+at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
+  return launch(cpu_kernels().kl_divergence, Call(mu, log_var, std::nullopt, kWithoutNoise));
+}
+
+at::Tensor kl_divergence_backward(const at::Tensor& grad, const at::Tensor& log_var) {
+  return launch(cpu_kernels().kl_divergence_backward,
+                Call(grad, log_var, std::nullopt, kWithoutNoise));
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(reparam_fused, CPU, m) {
   m.impl("sample_from_key", &sample_from_key);
   m.impl("sample_backward", &sample_backward);
+  m.impl("kl_divergence", &kl_divergence);
+  m.impl("kl_divergence_backward", &kl_divergence_backward);
 }
 
 }  // namespace reparam_fused

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "../common/kl_divergence.h"
 #include "../common/reparam.h"
 #include "launch.h"
 #include "thread.h"
@@ -58,6 +59,12 @@ struct Generator {
     }
     return key;
   }
+};
+
+// For an op without noise, whose unused normals the compiler leaves out.
+struct NoKey {
+  NoKey from(uint64_t) const { return {}; }
+  __device__ __forceinline__ Key read(int64_t) const { return {}; }
 };
 
 // Division by a number known at launch. In 32 bits it is a multiplication

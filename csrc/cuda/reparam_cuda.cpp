@@ -70,6 +70,22 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
   return call.out();
 }
 
+at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
+  const c10::cuda::CUDAGuard guard(mu.device());
+  check_binary(mu.device());
+  const Call call(mu, log_var, std::nullopt, kWithoutNoise);
+  launch(call, std::nullopt, kWithoutNoise, kl_divergence_cuda);
+  return call.out();
+}
+
+at::Tensor kl_divergence_backward(const at::Tensor& grad, const at::Tensor& log_var) {
+  const c10::cuda::CUDAGuard guard(grad.device());
+  check_binary(grad.device());
+  const Call call(grad, log_var, std::nullopt, kWithoutNoise);
+  launch(call, std::nullopt, kWithoutNoise, kl_divergence_backward_cuda);
+  return call.out();
+}
+
 // The generator's (seed, offset / 4); it moves on by 4 for each Philox block used,
 // so that no counter is one of torch's own ops.
 GeneratorState draw(at::CUDAGeneratorImpl* generator, const Call& call, uint64_t* key_out) {
@@ -108,6 +124,8 @@ TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
   m.impl("sample", &sample);
   m.impl("sample_from_key", &sample_from_key);
   m.impl("sample_backward", &sample_backward);
+  m.impl("kl_divergence", &kl_divergence);
+  m.impl("kl_divergence_backward", &kl_divergence_backward);
 }
 
 }  // namespace reparam_fused
