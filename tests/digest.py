@@ -24,7 +24,10 @@ def digest(tensor: Tensor) -> str:
 
 def extremes(dtype: torch.dtype) -> Tensor:
     """log_var that overflows, underflows, is not finite, or is a denormal."""
-    values = torch.tensor([*range(-3000, 3000, 7)], dtype=torch.float64)
+    steps = torch.tensor([*range(-3000, 3000, 7)], dtype=torch.float64)
+    # where half of e^x overflows, in fp32 and in fp64
+    edges = [torch.linspace(x - 1, x + 1, 40, dtype=torch.float64) for x in (89.4, 710.4)]
+    values = torch.cat([steps, *edges])
     special = [float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e-40, 3e38, -3e38]
     return torch.cat([values, torch.tensor(special, dtype=torch.float64)]).to(dtype)
 

@@ -25,9 +25,13 @@ from torch import Tensor
 from reparam_fused import _ops
 
 ROOT = Path(__file__).parents[1]
+NOISY_OPS = ("sample", "sample_backward")
+# All take a key; those without noise make no use of it.
 CPU_OPS: dict[str, Callable[..., Tensor]] = {
     "sample": _ops.sample_from_key,
     "sample_backward": _ops.sample_backward,
+    "kl_divergence": lambda mu, log_var, *_: _ops.kl_divergence(mu, log_var),
+    "kl_divergence_backward": lambda grad, log_var, *_: _ops.kl_divergence_backward(grad, log_var),
 }
 OPS = tuple(CPU_OPS)
 ARCHS = (80, 90, 100, 120)
@@ -151,8 +155,7 @@ class Gpu:
 
     def kernel_source(self, arch: int, name: str) -> str:
         """One entry of the PTX, as a module of its own."""
-        op = "sample_backward" if "SampleBackward" in name else "sample"
-        text = self._texts[op, arch]
+        text = self._texts[Name.parse(name).op, arch]
         header = text[: text.index(".visible .entry")] if ".visible .entry" in text else ""
         header = re.sub(r"^\s*//.*$", "", header, flags=re.M)
         start = re.search(rf"^\.visible \.entry {re.escape(name)}\(", text, re.M)
@@ -280,10 +283,13 @@ class Result:
 
 
 def dimensions(
-    x: Tensor, scale: Tensor, out: Tensor, key: Tensor, block: Block | None = None
+    x: Tensor, scale: Tensor, out: Tensor, key: Tensor | None, block: Block | None = None
 ) -> tuple[Dims, int]:
     """As csrc/call.h numbers them, and the noise index of the first element."""
-    batch = list(key.shape[:-1])
+    if key is None:
+        order = sorted(range(out.dim()), key=out.stride, reverse=True)
+        x, scale, out = (t.permute(order) for t in (x, scale, out))
+    batch = [] if key is None else list(key.shape[:-1])
     while batch and batch[-1] == 1:
         batch.pop()
     shape, offset = block or (out.shape, [0] * out.dim())
@@ -292,7 +298,7 @@ def dimensions(
     for d, size in enumerate(out.shape):
         index = 0 if d < len(batch) else math.prod(shape[d + 1 :])
         first += offset[d] * index
-        key_stride = key.stride(d) if d < len(batch) and key.size(d) > 1 else 0
+        key_stride = key.stride(d) if key is not None and d < len(batch) and key.size(d) > 1 else 0
         dims.append((size, [*(t.stride(d) for t in (x, scale, out)), index, key_stride]))
     return merged(dims), first
 
@@ -326,8 +332,9 @@ def run(
         address("scale", scale),
         address("out", out, writable=True),
     )
-    dims, first_index = dimensions(x, scale, out, key, block)
-    problem = make_problem(dims, addresses, address("key", key), first_index=first_index, form=form)
+    dims, first_index = dimensions(x, scale, out, key if op in NOISY_OPS else None, block)
+    keys = address("key", key) if op in NOISY_OPS else 0
+    problem = make_problem(dims, addresses, keys, first_index=first_index, form=form)
     status, launches = gpu.record(op, out.dtype, problem)
     assert status == 0, status
     assert len(launches) == 1

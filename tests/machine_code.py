@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-OPS = ("sample", "sample_backward")
+OPS = ("sample", "sample_backward", "kl_divergence", "kl_divergence_backward")
 DTYPES = {"f": "float32", "d": "float64", "4Half": "float16", "8BFloat16": "bfloat16"}
 ELEMENT_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 VECTORS_PER_THREAD = 4
@@ -35,19 +35,22 @@ class Name(NamedTuple):
     scale: str  # LogVar or Std
     dtype: str
     index_bits: int
-    source: str  # of the key: KeyTensor or Generator
+    source: str  # of the key: KeyTensor or Generator, or NoKey
 
     @staticmethod
     def parse(mangled: str) -> Name:
         m = re.search(
-            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|SampleBackward)INS_\d+(LogVar|Std)EEE"
-            r"(?:NS_(4Half|8BFloat16)E|([fd]))([jm]?)NS_\d+(KeyTensor|Generator)E",
+            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|KlDivergence)(Backward)?"
+            r"(?:INS_\d+(LogVar|Std)EE)?E"
+            r"(?:NS_(4Half|8BFloat16)E|([fd]))([jm]?)NS_\d+(KeyTensor|Generator|NoKey)E",
             mangled,
         )
         if m is None:
             raise ValueError(f"not a kernel of csrc/cuda: {mangled}")
-        op = "sample" if m[2] == "Sample" else "sample_backward"
-        return Name(m[1], op, m[3], DTYPES[m[4] or m[5]], 32 if m[6] == "j" else 64, m[7])
+        op = {"Sample": "sample", "KlDivergence": "kl_divergence"}[m[2]]
+        op += "_backward" if m[3] else ""
+        scale = m[4] or "LogVar"
+        return Name(m[1], op, scale, DTYPES[m[5] or m[6]], 32 if m[7] == "j" else 64, m[8])
 
 
 class Instruction(NamedTuple):
@@ -202,7 +205,7 @@ def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
 
 def table(kernels: dict[int, list[Kernel]]) -> str:
     rows = [
-        f"{'arch':8}{'form':10}{'index':7}{'op':17}{'scale':8}{'key':11}{'dtype':10}"
+        f"{'arch':8}{'form':10}{'index':7}{'op':24}{'scale':8}{'key':11}{'dtype':10}"
         "registers  spilled  16 B loads, stores  instructions/element"
     ]
     for arch, group in kernels.items():
@@ -213,7 +216,7 @@ def table(kernels: dict[int, list[Kernel]]) -> str:
                 f"{k.code.slots_per_element(k.name.dtype):.2f}" if k.name.form == "whole" else ""
             )
             rows.append(
-                f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:17}"
+                f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:24}"
                 f"{k.name.scale:8}{k.name.source:11}{k.name.dtype:10}{k.registers:9}{k.spilled_bytes:9}"
                 f"{f'{loads}, {stores}':>20}{slots:>22}"
             )

@@ -14,6 +14,7 @@ from gpu_run import (
     ARCHS,
     BLOCK,
     CPU_OPS,
+    NOISY_OPS,
     Dims,
     GeneratorState,
     Gpu,
@@ -56,6 +57,12 @@ def op(request: pytest.FixtureRequest) -> str:
     return value
 
 
+@pytest.fixture(params=NOISY_OPS)
+def noisy_op(request: pytest.FixtureRequest) -> str:
+    value: str = request.param
+    return value
+
+
 def assert_as_on_the_cpu(result: gpu_run.Result, op: str, *arguments: Tensor) -> None:
     """Bits, in float64 too: the kernels are the same headers, though only ULPs are promised."""
     assert_same_bits(result.out, CPU_OPS[op](*arguments))
@@ -75,12 +82,12 @@ def test_sizes(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("offset", [2**32 - 7, 2**63 - 3, 2**64 - 1, 2**64 - 300])
 def test_offsets_carry_and_wrap(
-    gpu: Gpu, arch: int, op: str, offset: int, dtype: torch.dtype
+    gpu: Gpu, arch: int, noisy_op: str, offset: int, dtype: torch.dtype
 ) -> None:
     for n in (PER_BLOCK[dtype], 33):
         x, log_var = inputs(n, dtype=dtype)
         key = key_of(2**64 - 59, offset)
-        assert_as_on_the_cpu(run(gpu, arch, op, x, log_var, key), op, x, log_var, key)
+        assert_as_on_the_cpu(run(gpu, arch, noisy_op, x, log_var, key), noisy_op, x, log_var, key)
 
 
 def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
@@ -102,8 +109,8 @@ def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
         ("rows", wide.chunk(2, dim=1)),
         ("rows", (x[0, 0], log_var[:, :, :7].select(1, 3))),
         ("rows", (x[:, 3:4].expand(3, 10, 7, 16), log_var)),
-        ("rows", (x.transpose(0, 2), log_var.transpose(0, 2))),
-        ("elements", (x.transpose(1, 3), log_var.transpose(1, 3))),
+        ("permuted rows", (x.transpose(0, 2), log_var.transpose(0, 2))),
+        ("permuted elements", (x.transpose(1, 3), log_var.transpose(1, 3))),
         ("elements", (x.to(memory_format=torch.channels_last), log_var)),
         ("elements", (x[..., ::3], log_var[..., ::3])),
         ("elements", (x.flatten()[1:], log_var.flatten()[1:])),
@@ -117,22 +124,26 @@ def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     key = key_of(11, 2**32 - 3)
     for form, (a, b) in views:
         result = run(gpu, arch, op, a, b, key)
-        assert (result.launch.name.form, result.launch.name.index_bits) == (form, 32)
+        if form.startswith("permuted ") and op not in NOISY_OPS:
+            form, bits = "whole", 64  # memory has an order of its own
+        else:
+            form, bits = form.removeprefix("permuted "), 32
+        assert (result.launch.name.form, result.launch.name.index_bits) == (form, bits)
         assert_as_on_the_cpu(result, op, a, b, key)
 
 
-def test_batched_keys(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def test_batched_keys(gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype) -> None:
     """Slices of one counter and of several, in numbers that are and are not powers of two."""
     shapes = [(5, 16), (3, 72), (5, 7), (3, 19), (4, 1)]
     for form, shape in zip(["rows"] * 2 + ["elements"] * 3, shapes, strict=True):
         keys = reparam_fused.split(key_of(17, 2**64 - 1), shape[0])
         x, log_var = inputs(*shape, dtype=dtype)
-        result = run(gpu, arch, op, x, log_var, keys)
+        result = run(gpu, arch, noisy_op, x, log_var, keys)
         assert result.launch.name.form == form
-        assert_as_on_the_cpu(result, op, x, log_var, keys)
+        assert_as_on_the_cpu(result, noisy_op, x, log_var, keys)
 
 
-def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def test_std(gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype) -> None:
     """The other form of the scale: tails, views, batched keys, extreme values.
 
     Its gradient reads grad_z alone: what the PTX loads in place of the scale, and does not use,
@@ -147,10 +158,10 @@ def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
         ("elements", *inputs(5, 7, dtype=dtype), reparam_fused.split(key_of(17), 5)),
     ]
     for kernel, a, b, key in cases:
-        result = run(gpu, arch, op, a, b if op == "sample" else a, key, form="std")
+        result = run(gpu, arch, noisy_op, a, b if noisy_op == "sample" else a, key, form="std")
         assert (result.launch.name.form, result.launch.name.scale) == (kernel, "Std")
-        arguments = (a, b if op == "sample" else None, key, "std")
-        assert_same_bits(result.out, CPU_OPS[op](*arguments))
+        arguments = (a, b if noisy_op == "sample" else None, key, "std")
+        assert_same_bits(result.out, CPU_OPS[noisy_op](*arguments))
 
 
 # The kernel, global_shape, global_offset, shape
@@ -172,7 +183,7 @@ BLOCKS = [
 def test_blocks(
     gpu: Gpu,
     arch: int,
-    op: str,
+    noisy_op: str,
     kernel: str,
     whole: tuple[int, ...],
     offset: tuple[int, ...],
@@ -182,13 +193,13 @@ def test_blocks(
     """Each element has the noise of its place in the whole."""
     x, scale = inputs(*shape, dtype=dtype)
     key = key_of(77, 2**32 - 9)
-    result = run(gpu, arch, op, x, scale, key, block=(whole, offset))
+    result = run(gpu, arch, noisy_op, x, scale, key, block=(whole, offset))
     assert result.launch.name.form == kernel
-    assert_same_bits(result.out, CPU_OPS[op](x, scale, key, "log_var", whole, offset))
+    assert_same_bits(result.out, CPU_OPS[noisy_op](x, scale, key, "log_var", whole, offset))
 
 
 def test_a_block_far_out_with_batched_keys(
-    gpu: Gpu, arch: int, op: str, dtype: torch.dtype
+    gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype
 ) -> None:
     for kernel, whole, offset, shape in (
         ("rows", (9, 2**30, 2**20), (4, 2**29 + 1, 2**19), (3, 2, 16)),
@@ -196,9 +207,9 @@ def test_a_block_far_out_with_batched_keys(
     ):
         x, scale = inputs(*shape, dtype=dtype)
         keys = reparam_fused.split(key_of(77, 2**64 - 3), 6)[::2]  # read where they lie
-        result = run(gpu, arch, op, x, scale, keys, block=(whole, offset))
+        result = run(gpu, arch, noisy_op, x, scale, keys, block=(whole, offset))
         assert result.launch.name.form == kernel
-        assert_same_bits(result.out, CPU_OPS[op](x, scale, keys, "log_var", whole, offset))
+        assert_same_bits(result.out, CPU_OPS[noisy_op](x, scale, keys, "log_var", whole, offset))
 
 
 @functools.cache
@@ -441,7 +452,7 @@ def test_the_extension_works_without_a_gpu() -> None:
     assert reparam_fused.backends()["cuda"].startswith("C++ kernels for compute capability 8.0 8.6")
     x, log_var = inputs(99)
     assert reparam_fused.fused_reparameterize(x, log_var).isfinite().all()
-    for name in ("sample", "sample_from_key", "sample_backward"):
+    for name in ("sample_from_key", *gpu_run.OPS):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"reparam_fused::{name}", "CUDA")
 
 

@@ -14,6 +14,7 @@ import machine_code
 import torch
 import triton
 import triton.language as tl
+from gpu_run import NOISY_OPS
 from machine_code import Code
 from triton.compiler import ASTSource, CompiledKernel
 from triton_run import NVIDIA, POINTERS, compile_plan
@@ -42,10 +43,10 @@ def code_of(kernel: CompiledKernel) -> Code:
     return machine_code.parse_code(text)
 
 
-def whole(arch: int, dtype: torch.dtype, backward: bool) -> Code:
+def whole(arch: int, dtype: torch.dtype, op: str) -> Code:
     x = torch.empty(1 << 16, dtype=dtype)
-    key = torch.zeros(2, dtype=torch.uint64)
-    plan = triton_kernels.plan(x, x.clone(), key, x.clone(), backward=backward)
+    key = torch.zeros(2, dtype=torch.uint64) if op in NOISY_OPS else None
+    plan = triton_kernels.plan(x, x.clone(), key, x.clone(), op=op)
     return code_of(compile_plan(plan, NVIDIA[arch]))
 
 
@@ -66,16 +67,16 @@ def main() -> None:
     built = {
         (k.name.op, k.name.dtype): k.code.slots_per_element(k.name.dtype)
         for k in machine_code.all_kernels((arch,))[arch]
-        if (k.name.form, k.name.scale, k.name.source) == ("whole", "LogVar", "KeyTensor")
+        if (k.name.form, k.name.scale) == ("whole", "LogVar") and k.name.source != "Generator"
     }
     print(f"instructions an element on sm_{arch}")
-    print(f"{'op':17}{'dtype':10}{'csrc/cuda':>10}{'triton':>10}{'tl.randn':>10}")
+    print(f"{'op':24}{'dtype':10}{'csrc/cuda':>10}{'triton':>10}{'tl.randn':>10}")
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
         for op in machine_code.OPS:
-            ours = whole(arch, dtype, op == "sample_backward").slots_per_element(name)
+            ours = whole(arch, dtype, op).slots_per_element(name)
             rival = f"{naive(arch, dtype):.1f}" if op == "sample" else ""
-            print(f"{op:17}{name:10}{built[op, name]:10.1f}{ours:10.1f}{rival:>10}")
+            print(f"{op:24}{name:10}{built[op, name]:10.1f}{ours:10.1f}{rival:>10}")
 
 
 if __name__ == "__main__":

@@ -32,16 +32,27 @@ def create_fma(
     return interpreter.TensorHandle(result, z.dtype.scalar)
 
 
+KL_OPS = [
+    (triton_kernels.kl_divergence, _ops.kl_divergence),
+    (triton_kernels.kl_divergence_backward, _ops.kl_divergence_backward),
+]
+
+
+def compare_results(result: Tensor, expected: Tensor) -> None:
+    assert result.stride() == expected.stride()
+    if result.dtype == torch.float64:
+        torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-14)
+    else:
+        assert_same_bits(result, expected)
+
+
 def compare(x: Tensor, scale: Tensor, key: Tensor, *options: Any) -> None:
     for op, expected_op in OPS:
         unused = op is triton_kernels.sample_backward and "std" in options
         arguments = (x, None if unused else scale, key, *options)
-        result, expected = op(*arguments), expected_op(*arguments)
-        assert result.stride() == expected.stride()
-        if x.dtype == torch.float64:
-            torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-14)
-        else:
-            assert_same_bits(result, expected)
+        compare_results(op(*arguments), expected_op(*arguments))
+    for op, expected_op in KL_OPS if not options else []:
+        compare_results(op(x, scale), expected_op(x, scale))
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ NVIDIA = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 12
 
 
 def _type(value: Any) -> Any:
+    if value is None:
+        return "constexpr"
     if isinstance(value, Tensor):
         return POINTERS[value.dtype]
     if isinstance(value, tuple):
@@ -39,8 +41,11 @@ def _compile(
     kernel: Any, types: tuple[Any, ...], aligned: tuple[int, ...], constants: Any, target: GPUTarget
 ) -> CompiledKernel:
     names = kernel.arg_names
-    constants = dict(constants)
-    signature = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
+    signature = dict(zip(names, types, strict=False))
+    constants = dict.fromkeys((n for n, t in signature.items() if t == "constexpr")) | dict(
+        constants
+    )
+    signature |= dict.fromkeys(constants, "constexpr")
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": triton_kernels.WARPS, "enable_fp_fusion": False}
@@ -67,16 +72,16 @@ def run(
     arch: int,
     x: Tensor,
     scale: Tensor,
-    key: Tensor,
+    key: Tensor | None,
     *,
-    backward: bool,
+    op: str,
     undefined: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, Plan, Stats]:
     """An op of tensors of one dtype, as a GPU would compute it: every byte written once."""
     out = torch.empty_like(torch.add(x, scale))
     x, scale = x.expand(out.shape), scale.expand(out.shape)
-    plan = triton_kernels.plan(x, scale, key, out, backward=backward, **options)
+    plan = triton_kernels.plan(x, scale, key, out, op=op, **options)
     kernel = _parse(compile_plan(plan, NVIDIA[arch]).asm["ptx"])
     memory = Memory()
     buffers: dict[int, int] = {}
@@ -90,7 +95,7 @@ def run(
                     name, storage(argument), writable=name == "out_ptr", misalign=base % 16
                 )
             values.append(buffers[base] + argument.storage_offset() * argument.element_size())
-        else:
+        elif argument is not None:
             values += argument if isinstance(argument, tuple) else [argument]
     # Triton adds two pointers to scratch memory, which these kernels do not use.
     values += [0] * (len(kernel.parameters) - len(values))

@@ -68,6 +68,15 @@ int sample_backward(int dtype, const Problem* problem, const GeneratorState*, vo
   return reparam_fused::sample_backward_cuda(static_cast<DType>(dtype), *problem,
                                              static_cast<cudaStream_t>(stream));
 }
+int kl_divergence(int dtype, const Problem* problem, const GeneratorState*, void* stream) {
+  return reparam_fused::kl_divergence_cuda(static_cast<DType>(dtype), *problem,
+                                           static_cast<cudaStream_t>(stream));
+}
+int kl_divergence_backward(int dtype, const Problem* problem, const GeneratorState*,
+                           void* stream) {
+  return reparam_fused::kl_divergence_backward_cuda(static_cast<DType>(dtype), *problem,
+                                                    static_cast<cudaStream_t>(stream));
+}
 int has_cuda_binary() { return reparam_fused::has_cuda_binary(); }
 const char* missing_cuda_binary(int major, int minor) {
   static std::string message;
