@@ -22,7 +22,7 @@ import torch
 from conftest import ROWS, spread
 from torch import Tensor
 
-from reparam_fused import fused_reparameterize
+from reparam_fused import fused_kl_divergence, fused_reparameterize
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 K, M = 1 << 10, 1 << 20
@@ -33,6 +33,13 @@ def eager(mu: Tensor, log_var: Tensor) -> Tensor:
 
 
 compiled = torch.compile(eager)
+
+
+def eager_kl(mu: Tensor, log_var: Tensor) -> Tensor:
+    return 0.5 * (mu.pow(2) + log_var.exp() - 1.0 - log_var)
+
+
+compiled_kl = torch.compile(eager_kl)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -94,6 +101,24 @@ def test_forward_backward(in_turn: Callable[..., None], n: int, dtype: str) -> N
     rivals = {"eager": both(eager), "compile": both(compiled), "floor": floor}
     targets = BACKWARD_TARGETS.get((n, dtype), {})
     in_turn(both(fused_reparameterize), rivals, targets, rounds_for(n))
+
+
+@pytest.mark.parametrize("n", [2560, 64 * K, 4 * M], ids=["128x20", "64K", "4M"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kl_forward_backward(in_turn: Callable[..., None], n: int, dtype: str) -> None:
+    mu, log_var, grad = leaves(n, dtype=getattr(torch, dtype))
+
+    def both(kl: Sampler) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(kl(mu, log_var), (mu, log_var), grad)
+
+    def floor() -> None:  # the output, and a gradient for each input
+        with torch.no_grad():
+            torch.add(mu, log_var)
+            torch.add(grad, mu)
+            torch.add(grad, log_var)
+
+    rivals = {"eager": both(eager_kl), "compile": both(compiled_kl), "floor": floor}
+    in_turn(both(fused_kl_divergence), rivals, {}, rounds_for(n))
 
 
 @pytest.mark.parametrize("n", [64 * K, 4 * M, 16 * M], ids=["64K", "4M", "16M"])

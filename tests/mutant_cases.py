@@ -176,7 +176,9 @@ class Cases:
             areas[0].array[indices[0]] = tensors[0].view(self.ints).numpy().view(self.bits)
 
         state = None
-        if self.kernel_name.source == "KeyTensor":
+        if self.kernel_name.source == "NoKey":
+            pass
+        elif self.kernel_name.source == "KeyTensor":
             start = 0 if apart else slices.start * 16
             areas.append(Area("key", keys[: 1 if apart else None].reshape(-1), start=start))
         else:
@@ -202,7 +204,7 @@ class Cases:
         problem = make_problem(
             numbers,
             (shifted[0], shifted[1], shifted[2]),
-            0 if state else addresses[3],
+            addresses[3] if self.kernel_name.source == "KeyTensor" else 0,
             first_index=first_index,
             form=FORMS[self.kernel_name.scale],
         )
@@ -275,6 +277,9 @@ class Cases:
             counter, skipped = divmod(self.first_index + s * self.apart + low - s * slice_numel, 4)
             part = [t[low - elements.start : high - elements.start] for t in tensors]
             x, log_var = (torch.cat([torch.zeros(skipped, dtype=t.dtype), t]) for t in part)
+            if self.kernel_name.source == "NoKey":
+                parts.append(CPU_OPS[self.kernel_name.op](*part))
+                continue
             form = FORMS[self.kernel_name.scale]
             unused = (self.kernel_name.op, form) == ("sample_backward", "std")
             key = key_of(seed, offset + counter)
@@ -285,7 +290,12 @@ class Cases:
     def _aimed(
         self, log_var: Tensor, keys: Array, elements: range, slices: range, slice_numel: int
     ) -> Tensor:
-        """x that cancels sigma eps, or takes the product next to where it rounds the other way."""
+        """x that cancels sigma eps, or takes the product next to where it rounds the other way.
+
+        Of a divergence, 0: what is left is the part of log_var.
+        """
+        if self.kernel_name.op == "kl_divergence":
+            return torch.zeros(log_var.shape, dtype=self.dtype)
         sample = self.kernel_name.op == "sample"
         x = torch.full(log_var.shape, 0.0 if sample else 1.0)
         product = self._expected([x, log_var.float()], keys, elements, slices, slice_numel)
@@ -309,6 +319,7 @@ def odd_values(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     near = torch.linspace(-210, 182, 1059).to(dtype)
     log_var = torch.cat([log_var, near])
     log_var[::13] = float("nan")
+    log_var[::17] = float("inf")
     xs = [0.0, 1.0, float("inf"), float("nan"), 1e-30]
     return torch.tensor(xs).to(dtype).repeat_interleave(log_var.numel()), log_var.repeat(len(xs))
 
@@ -403,7 +414,7 @@ def _views(made: Cases, largest: int) -> Dims:
                 first_index=2**34 + 8,
                 apart=2**33 + 12,
             )
-        else:
+        elif made.kernel_name.source == "Generator":
             made.add("captured", [(9, [pad, c, c]), (c, [1, 1, 1])], captured=True)
             odd_offset = 2**61 + 3
             made.add(
@@ -494,7 +505,7 @@ def _views(made: Cases, largest: int) -> Dims:
                 shift=(0, 0, 0) if rows else (1, 0, 0),
                 about="places",
             )
-    if made.kernel_name.index_bits == 64 and not batched:
+    if made.kernel_name.index_bits == 64 and made.kernel_name.source == "Generator":
         made.add("captured", dims, blocks=range(2), captured=True)
         made.add("captured, far", dims, blocks=range(2), captured=True, offset=2**61 + 3)
     return dims

@@ -189,6 +189,10 @@ def keeps_sigma(mu: Tensor, log_var: Tensor, *, key: Tensor | None) -> Tensor:
     return mu + torch.exp(0.5 * log_var)
 
 
+def cancels(mu: Tensor, log_var: Tensor) -> Tensor:
+    return 0.5 * (mu.square() + log_var.exp() - 1 - log_var)
+
+
 SABOTAGE: list[tuple[Callable[[], result.Result], Any, str, Any, str]] = [
     (
         lambda: bits.sizes(CPU, torch.float16),
@@ -204,6 +208,7 @@ SABOTAGE: list[tuple[Callable[[], result.Result], Any, str, Any, str]] = [
         no_noise,
         "sha256",
     ),
+    (lambda: bits.divergence(CPU), _ops, "kl_divergence", cancels, "kl_divergence, (1,)"),
     (lambda: state.gradients(CPU), state, "fused_reparameterize", half_the_gradient, "Jacobian"),
     (lambda: state.generators(CPU), state, "fused_reparameterize", no_noise, "the same noise"),
     (lambda: state.saved_tensors(CPU), state, "fused_reparameterize", keeps_sigma, "are saved"),

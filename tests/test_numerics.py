@@ -26,6 +26,10 @@ STATED = {
     "half_turn double sin": ("normal.h", "typename V::D half_turn(", 0),
     "half_turn double cos absolute": ("normal.h", "typename V::D half_turn(", 1),
     "sigma double": ("reparam.h", "typename V::D sigma(", 0),
+    "half_excess": ("kl_divergence.h", "R half_excess(", 0),
+    "half_excess double": ("kl_divergence.h", "R half_excess(", 1),
+    "half_expm1": ("kl_divergence.h", "R half_expm1(", 0),
+    "half_expm1 double": ("kl_divergence.h", "R half_expm1(", 1),
 }
 
 

@@ -45,6 +45,7 @@ CHECKS: dict[str, Check] = {
     "layouts": bits.layouts,
     "forms and blocks": bits.forms_and_blocks,
     "extreme values": bits.extreme_values,
+    "divergence": bits.divergence,
     "gradients": state.gradients,
     "statistics float32": partial(noise.statistics, dtype=torch.float32),
     "statistics float64": partial(noise.statistics, dtype=torch.float64),

@@ -276,3 +276,34 @@ def extreme_values(device: torch.device) -> Result:
             on_cpu = (torch.full_like(log_var, value), log_var, key_of(SEED))
             count += _compare(f"mu {value}", _to(device, on_cpu), on_cpu)
     return passed(f"{count} elements equal", elements=count)
+
+
+def divergence(device: torch.device) -> Result:
+    """The KL divergence and its gradient: tails, views, values of every kind."""
+    count = 0
+    for dtype in DTYPES:
+        base = inputs(64 * 48, dtype)[0].reshape(64, 48)
+        views, device_views = _views(base), _views(base.to(device))
+        # and where half of e^x overflows
+        log_var = torch.cat([extremes(dtype), torch.linspace(85, 92, 999).to(dtype)])
+        pairs = [inputs(n, dtype) for n in (*range(1, 18), 65539)]
+        pairs += [(torch.full_like(log_var, x), log_var) for x in (0.0, -1.0, math.inf, math.nan)]
+        on_device = [tuple(t.to(device) for t in pair) for pair in pairs]
+        for (x, v), (cpu_x, cpu_v) in zip(
+            [*on_device, *device_views.values()], [*pairs, *views.values()], strict=True
+        ):
+            for name in ("kl_divergence", "kl_divergence_backward"):
+                with poisoned_memory():
+                    actual = getattr(_ops, name)(x, v)
+                expected = getattr(reference, name)(cpu_x, cpu_v)
+                what = f"{name}, {tuple(actual.shape)}, {dtype}"
+                require(
+                    actual.stride() == torch.add(x, v).stride(),
+                    f"{what}: strides {actual.stride()}, expected {torch.add(x, v).stride()}",
+                )
+                if dtype == torch.float64:
+                    _require_close(what, actual, expected, torch.zeros_like(expected))
+                else:
+                    require_same_bits(what, actual, expected)
+                count += actual.numel()
+    return passed(f"{count} elements equal", elements=count)

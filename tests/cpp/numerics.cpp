@@ -22,6 +22,7 @@
 #include <thread>
 #include <vector>
 
+#include "../../csrc/common/kl_divergence.h"
 #include "../../csrc/common/reparam.h"
 #include "../../csrc/common/scalar.h"
 #include "../../csrc/cpu/twice.h"
@@ -105,6 +106,16 @@ void largest_error(const char* name, Error error) {
 
 constexpr double kPi = 3.141592653589793238462643;
 
+// (e^x - 1 - x) / 2, by its series where the terms would cancel.
+template <class Exact>
+Exact exact_half_excess(Exact x) {
+  if (std::isinf(x)) return std::numeric_limits<Exact>::infinity();
+  if (std::fabs(x) > Exact(0.03)) return (std::expm1(x) - x) / 2;
+  Exact sum = 0;
+  for (int n = 12; n > 1; --n) sum = (sum + 1) * x / n;
+  return sum * x / 2;
+}
+
 void float_errors() {
   largest_error("radius", [](uint32_t w) {
     const float u = uniform<Scalar>(w);
@@ -133,6 +144,14 @@ void float_errors() {
   largest_error("sigma", [](uint32_t w) {
     const float log_var = Scalar::from_bits(w);
     return ulps(sigma<Scalar>(log_var), std::exp(0.5 * static_cast<double>(log_var)));
+  });
+  largest_error("half_excess", [](uint32_t w) {
+    const float x = Scalar::from_bits(w);
+    return ulps(half_excess<Scalar>(x), exact_half_excess<double>(x));
+  });
+  largest_error("half_expm1", [](uint32_t w) {
+    const float x = Scalar::from_bits(w);
+    return ulps(half_expm1<Scalar>(x), std::expm1(static_cast<double>(x)) / 2);
   });
 }
 
@@ -176,6 +195,21 @@ void double_errors() {
   sample("sigma double", [](std::mt19937_64& random) {
     const double log_var = std::uniform_real_distribution<double>(-1500, 1430)(random);
     return ulps(sigma<Scalar>(log_var), std::exp(0.5L * log_var));
+  });
+  // Half of them far out, half near 0.
+  const auto argument = [](std::mt19937_64& random) {
+    const uint64_t r = random();
+    return r & 1 ? std::uniform_real_distribution<double>(-720, 712)(random)
+                 : std::ldexp(std::uniform_real_distribution<double>(-4, 4)(random),
+                              -static_cast<int>(r >> 1 & 63));
+  };
+  sample("half_excess double", [&](std::mt19937_64& random) {
+    const double x = argument(random);
+    return ulps(half_excess<Scalar>(x), exact_half_excess<long double>(x));
+  });
+  sample("half_expm1 double", [&](std::mt19937_64& random) {
+    const double x = argument(random);
+    return ulps(half_expm1<Scalar>(x), std::expm1(static_cast<long double>(x)) / 2);
   });
 }
 
@@ -321,6 +355,12 @@ void lane_types_agree() {
   lanes_differ(
       "differ: sigma", [](U w) { return sigma<Wide>(Wide::from_bits(w)); },
       [](uint32_t w) { return sigma<Scalar>(Scalar::from_bits(w)); });
+  lanes_differ(
+      "differ: half_excess", [](U w) { return half_excess<Wide>(Wide::from_bits(w)); },
+      [](uint32_t w) { return half_excess<Scalar>(Scalar::from_bits(w)); });
+  lanes_differ(
+      "differ: half_expm1", [](U w) { return half_expm1<Wide>(Wide::from_bits(w)); },
+      [](uint32_t w) { return half_expm1<Scalar>(Scalar::from_bits(w)); });
   half_store_differs<Half>("differ: store half");
   half_store_differs<BFloat16>("differ: store bfloat16");
   report("differ: load half", half_load_differs<Half>());
@@ -351,6 +391,8 @@ void print_digest() {
       add(Scalar::bits(z));
       add(low.bits | uint32_t{half.bits} << 16);
       add(Scalar::bits(SampleBackward<LogVar>::apply<Scalar, float>(z, log_var, x)));
+      add(Scalar::bits(KlDivergence::apply<Scalar, float>(z, log_var / 3, 0)));
+      add(Scalar::bits(KlDivergenceBackward::apply<Scalar, float>(z, log_var / 3, 0)));
     }
     double eps_double[2];
     normals<Scalar, double>(i, ~i, eps_double);

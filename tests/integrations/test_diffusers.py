@@ -25,9 +25,10 @@ def test_gradients_are_those_of_the_same_noise_by_hand(calls: list[Any]) -> None
     with patch():
         posterior = model.encode(batch).latent_dist
         z = posterior.sample(torch.Generator().manual_seed(7))
+        kl = posterior.kl()
     assert len(calls) == 1
     assert z.shape == (2, 4, 8, 8)
-    loss = (model.decode(z).sample - batch).square().sum() + posterior.kl().sum()
+    loss = (model.decode(z).sample - batch).square().sum() + kl.sum()
     fused = torch.autograd.grad(loss, parameters)
 
     eps = ((z - posterior.mean) / posterior.std).detach()
@@ -40,6 +41,27 @@ def test_gradients_are_those_of_the_same_noise_by_hand(calls: list[Any]) -> None
     for a, b in zip(fused, by_hand, strict=True):
         assert a.isfinite().all()
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_kl(dtype: torch.dtype) -> None:
+    """Of each example; nearer to the exact one than the original's where the latents are."""
+    parameters = images(2, 8, 16, 16).mul(1e-2).to(dtype).requires_grad_()
+    posterior = DiagonalGaussianDistribution(parameters)
+    mean, log_var = (t.double() for t in (posterior.mean, posterior.logvar))
+    exact = 0.5 * (mean**2 + torch.expm1(log_var) - log_var).sum([1, 2, 3])
+    original = posterior.kl()
+    with patch("diffusers"):
+        kl = posterior.kl()
+        other = DiagonalGaussianDistribution(parameters.detach() + 1)
+        from_other = posterior.kl(other)
+    assert (kl.shape, kl.dtype) == (original.shape, dtype)
+    assert ((kl - exact).abs() < (original - exact).abs()).all()
+    torch.testing.assert_close(kl, exact.to(dtype))
+    assert_same_bits(from_other.detach(), posterior.kl(other).detach())
+    (grad,) = torch.autograd.grad(kl.sum(), parameters, retain_graph=True)
+    (exact_grad,) = torch.autograd.grad(exact.sum(), parameters)
+    torch.testing.assert_close(grad, exact_grad)
 
 
 def test_the_models_own_forward(calls: list[Any]) -> None:
