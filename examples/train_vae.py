@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from reparam_fused import fused_reparameterize
+from reparam_fused import fused_kl_divergence, fused_reparameterize
 
 Sampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -71,7 +71,8 @@ class VAE(nn.Module):
         logits = self.decoder(sampler(mu, log_var))
         # Grey levels are no coin flips: this is the usual Bernoulli term, not a true density.
         log_likelihood = -F.binary_cross_entropy_with_logits(logits, images, reduction="none")
-        return (log_likelihood.sum(dim=-1) - kl(mu, log_var).sum(dim=-1)).mean()
+        kl = fused_kl_divergence(mu, log_var)
+        return (log_likelihood.sum(dim=-1) - kl.sum(dim=-1)).mean()
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -82,10 +83,6 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
         nn.GELU(),
         nn.Linear(hidden, outputs),
     )
-
-
-def kl(mu: Tensor, log_var: Tensor) -> Tensor:
-    return 0.5 * (mu.square() + log_var.exp() - log_var - 1)
 
 
 def load_data() -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +171,8 @@ def save_prior(model: VAE, path: Path, side: int = 16) -> None:
 def save_latent_space(model: VAE, images: Tensor, labels: Tensor, path: Path) -> None:
     """The two means with the largest KL to the prior; of one dimension, its mean and log_var."""
     mu, log_var = model.encode(images)
-    top = sorted(kl(mu, log_var).mean(dim=0).argsort(descending=True)[:2].tolist())
+    kl = fused_kl_divergence(mu, log_var)
+    top = sorted(kl.mean(dim=0).argsort(descending=True)[:2].tolist())
     points = torch.cat([mu[:, top], log_var[:, :1]], dim=1)[:, :2]
     x_label, y_label = [*(f"mu[{i}]" for i in top), "log_var[0]"][:2]
     with picture(path, 6.5) as axes:

@@ -19,6 +19,17 @@ Ints: TypeAlias = Sequence[int] | None
 _NO_GRADIENTS = (None, None, None)
 
 
+def rank_of(t: Tensor | None, dim: int | None) -> int:
+    """The dimensions of an example of t, which is batched along dim."""
+    return 0 if t is None else t.dim() - (dim is not None)
+
+
+def batch_first(t: Tensor, dim: int | None, rank: int) -> Tensor:
+    """The batch, then ones where an example has less than so many dimensions, then those."""
+    t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
+    return t.reshape(t.shape[0], *[1] * (rank - t.dim() + 1), *t.shape[1:])
+
+
 def _vmap(
     op: Callable[..., Tensor],
     info: Any,
@@ -32,24 +43,14 @@ def _vmap(
 ) -> tuple[Tensor, int]:
     """The op over a batch, as one call with a key for each example."""
     x_dim, scale_dim, key_dim, *_ = in_dims
-
-    def rank_of(t: Tensor | None, dim: int | None) -> int:
-        return 0 if t is None else t.dim() - (dim is not None)
-
     rank = max(rank_of(x, x_dim), rank_of(scale, scale_dim))
-
-    def batched(t: Tensor, dim: int | None) -> Tensor:
-        """The batch first, and ones where an example has less dimensions than the result."""
-        t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
-        return t.reshape(t.shape[0], *[1] * (rank - t.dim() + 1), *t.shape[1:])
-
     key = key.unsqueeze(0) if key_dim is None else key.movedim(key_dim, 0)
     key = key.expand(info.batch_size, *key.shape[1:])
-    x = batched(x, x_dim)
+    x = batch_first(x, x_dim, rank)
     # One of them has the size of the batch, though it may be the key alone.
     x = x.expand(info.batch_size, *x.shape[1:])
     if scale is not None:
-        scale = batched(scale, scale_dim)
+        scale = batch_first(scale, scale_dim, rank)
     if global_shape is not None and global_offset is not None:
         global_shape, global_offset = (info.batch_size, *global_shape), (0, *global_offset)
     return op(x, scale, key, form, global_shape, global_offset), 0

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _ops, _validate, functional
+from .autograd import batch_first, rank_of
 
 # As functional.plain_call
 plain_call: Callable[..., Tensor | None] = getattr(
@@ -21,14 +22,8 @@ def _vmap(
     op: Callable[..., Tensor], info: Any, in_dims: tuple[int | None, int | None], *args: Tensor
 ) -> tuple[Tensor, int]:
     """The op over a batch: every element is on its own."""
-    rank = max(t.dim() - (dim is not None) for t, dim in zip(args, in_dims, strict=True))
-
-    def batched(t: Tensor, dim: int | None) -> Tensor:
-        """The batch first, and ones where an example has less dimensions than the result."""
-        t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
-        return t.reshape(t.shape[0], *[1] * (rank - t.dim() + 1), *t.shape[1:])
-
-    return op(*(batched(t, dim) for t, dim in zip(args, in_dims, strict=True))), 0
+    rank = max(map(rank_of, args, in_dims))
+    return op(*(batch_first(t, dim, rank) for t, dim in zip(args, in_dims, strict=True))), 0
 
 
 class KlDivergenceBackward(torch.autograd.Function):

@@ -125,7 +125,7 @@ MUTATIONS = [
     Mutation("divergence: second derivative in C++", "csrc/fast_path.cpp", ".add(product, 0.5)", "", "test_kl_divergence"),
     Mutation("divergence: mu kept", "csrc/fast_path.cpp", "mu.requires_grad() ? mu : Tensor()", "mu", "test_kl_divergence"),
     Mutation("divergence: jvp drops mu", "reparam_fused/kl_divergence.py", "tangent = tangent + mu * mu_t", "pass", "test_kl_divergence"),
-    Mutation("divergence: vmap of fewer dimensions", "reparam_fused/kl_divergence.py", "*[1] * (rank - t.dim() + 1), ", "", "test_kl_divergence"),
+    Mutation("divergence: vmap of fewer dimensions", "reparam_fused/autograd.py", "*[1] * (rank - t.dim() + 1), ", "", "test_kl_divergence"),
     Mutation("divergence: autocast ignored", "reparam_fused/kl_divergence.py", "log_var = functional.autocast_exp(mu, log_var)", "pass", "test_kl_divergence"),
     Mutation("divergence: shards not aligned", "reparam_fused/_dtensor.py", "local = call(*(_local(t, whole.shape, placements) for t in (mu, log_var)))", "local = call(mu.to_local(), log_var.to_local())", "test_dtensor"),
     Mutation("divergence: patched from another", "reparam_fused/_patch.py", "and other is None", "", "test_patch"),

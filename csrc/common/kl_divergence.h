@@ -69,7 +69,7 @@ REPARAM_FUSED_INLINE typename V::D magnitude(typename V::D x) {
 }
 
 // (e^x - 1 - x) / 2. Valid: every input. NaN stays NaN, both infinities give inf, 0 gives
-// exactly 0. Max error: 3.6 ULP in fp32, 4.8 ULP in fp64.
+// exactly 0. Max error: 3.3 ULP in fp32, 4.8 ULP in fp64.
 template <class V, class R>
 REPARAM_FUSED_INLINE R half_excess(R x) {
   const auto e = exp_parts<V>(x);
@@ -80,7 +80,7 @@ REPARAM_FUSED_INLINE R half_excess(R x) {
 }
 
 // (e^x - 1) / 2. Valid: every input. NaN stays NaN, -inf gives -1/2, 0 gives exactly 0.
-// Max error: 3.6 ULP in fp32, 4.8 ULP in fp64.
+// Max error: 2.0 ULP in fp32, 1.6 ULP in fp64.
 template <class V, class R>
 REPARAM_FUSED_INLINE R half_expm1(R x) {
   const auto e = exp_parts<V>(x);
