@@ -350,6 +350,8 @@ def _whole(made: Cases, largest: int) -> None:
         values = (odd[0].roll(turn * (block // 4 + 1)), odd[1].roll(turn * (block // 4 + 1)))
         made.add(f"extremes, {turn}", contiguous(2 * block), values=values)
         made.add(f"extremes in the tail, {turn}", contiguous(block - 2), values=values)
+    for turn in range(8):  # one word of 256 shows the half step of u
+        made.add(f"a tail's words, {turn}", contiguous(block - 1), offset=10_007 * turn)
     made.add("beyond 2^63", contiguous(block), offset=2**63 - 3)
     if made.kernel_name.source == "KeyTensor":
         made.add("a block", contiguous(block + 7), first_index=2**40 + 12)

@@ -33,6 +33,7 @@ struct Key {
 // Where a key comes from. A kernel is compiled for either: to choose in the kernel
 // would cost an element 2 instructions.
 struct KeyTensor {
+  static constexpr bool kWholeTensor = false;
   const uint64_t* keys;
   uint64_t first_counter = 0;
 
@@ -43,9 +44,10 @@ struct KeyTensor {
 };
 
 struct Generator {
+  // One segment, whose noise begins at index 0
+  static constexpr bool kWholeTensor = true;
   GeneratorState state;
 
-  // What is drawn for is a whole tensor.
   Generator from(uint64_t) const { return *this; }
   __device__ __forceinline__ Key read(int64_t) const {
     Key key{state.seed, state.offset};
@@ -63,6 +65,7 @@ struct Generator {
 
 // For an op without noise, whose unused normals the compiler leaves out.
 struct NoKey {
+  static constexpr bool kWholeTensor = true;
   NoKey from(uint64_t) const { return {}; }
   __device__ __forceinline__ Key read(int64_t) const { return {}; }
 };
@@ -238,9 +241,12 @@ __global__ void __launch_bounds__(kBlock)
                     Divisor<Index> segment_counters, Source source) {
   const Index c = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
   if (c >= counters) return;
-  Index in_segment;
-  const Index first = segment_counters.divide(c, in_segment) * segment_numel;
-  const Place start = layout.place(first);
+  Index in_segment = c, first = 0;
+  Place start{};
+  if constexpr (!Source::kWholeTensor) {
+    first = segment_counters.divide(c, in_segment) * segment_numel;
+    start = layout.place(first);
+  }
   const Key key = source.read(start.key);
   const int skipped = static_cast<int>(start.index % kPerCounter<T>);
   const int64_t lane_0 = static_cast<int64_t>(in_segment) * kPerCounter<T> - skipped;
