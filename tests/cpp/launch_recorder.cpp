@@ -72,8 +72,7 @@ int kl_divergence(int dtype, const Problem* problem, const GeneratorState*, void
   return reparam_fused::kl_divergence_cuda(static_cast<DType>(dtype), *problem,
                                            static_cast<cudaStream_t>(stream));
 }
-int kl_divergence_backward(int dtype, const Problem* problem, const GeneratorState*,
-                           void* stream) {
+int kl_divergence_backward(int dtype, const Problem* problem, const GeneratorState*, void* stream) {
   return reparam_fused::kl_divergence_backward_cuda(static_cast<DType>(dtype), *problem,
                                                     static_cast<cudaStream_t>(stream));
 }
