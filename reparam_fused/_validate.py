@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +67,17 @@ def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:
             f"{function}(): the batch shape of key must broadcast with the leading dimensions of "
             f"the output {tuple(shape)}, got {tuple(batch)}"
         )
+
+
+def check_sizes(function: str, name: str, sizes: Iterable[object]) -> torch.Size:
+    """sizes must be those of a tensor."""
+    try:
+        shape = torch.Size(sizes)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{function}(): {name} must be ints, got {sizes!r}") from None
+    if any(n < 0 for n in shape):
+        raise RuntimeError(f"{function}(): {name} must not be negative, got {tuple(shape)}")
+    return shape
 
 
 def check_block(

@@ -132,9 +132,9 @@ def noise(
         Tensor: of this shape and dtype, on the device of the key.
 
     Raises:
-        TypeError: key is not a uint64 tensor, or the dtype is not supported.
-        RuntimeError: the shapes of key and result do not fit, or the block is not within
-            global_shape.
+        TypeError: key is not a uint64 tensor, shape not of ints, or the dtype is not supported.
+        RuntimeError: a negative size, shapes of key and result that do not fit, or a block
+            that is not within global_shape.
         ValueError: one of global_shape and global_offset without the other.
 
     Example::
@@ -146,10 +146,11 @@ def noise(
     _validate.check_key("noise", key)
     dtype = torch.float32 if dtype is None else dtype
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+    size = _validate.check_sizes("noise", "shape", sizes)
     # -0 + 1 eps is eps exactly, and keeps the sign of a zero.
     minus_zero = torch.full((), -0.0, dtype=dtype, device=key.device)
     _validate.check_tensor("noise", "dtype", minus_zero)
-    mu = minus_zero.expand(torch.Size(sizes))  # type: ignore[arg-type]
+    mu = minus_zero.expand(size)
     _validate.check_key_batch("noise", key, mu.shape)
     _validate.check_block("noise", mu.shape, key, global_shape, global_offset)
     std = torch.ones_like(minus_zero).expand(mu.shape)

@@ -114,6 +114,8 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fold_in(key(1), 0.5), TypeError, "argument 'data' must be int, not float"),
     (lambda: fold_in(key(1), 2**64), ValueError, "data must be in [-2**63, 2**64), got"),
     (lambda: noise(key(1), 3, dtype=torch.int32), TypeError, f"dtype {FLOATS}, got torch.int32"),
+    (lambda: noise(key(1), 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
+    (lambda: noise(key(1), (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),
     (lambda: noise(split(key(1)), 3), RuntimeError, "noise(): the batch shape of key must"),
 ]
 
