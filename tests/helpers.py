@@ -13,6 +13,10 @@ from reparam_fused import _ops, _patch
 needs_kernels = pytest.mark.skipif(
     _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
 )
+# Of a build without CUDA even fake tensors on a GPU end the process.
+needs_cuda_build = pytest.mark.skipif(
+    torch.version.cuda is None, reason="torch is a build without CUDA"
+)
 
 _INTS = {
     torch.float64: torch.int64,

@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 from conftest import DTYPES
-from helpers import eager, inputs, key_of
+from helpers import eager, inputs, key_of, needs_cuda_build
 from torch._subclasses import FakeTensorMode
 
 from reparam_fused import fused_reparameterize
@@ -31,11 +31,6 @@ def autocast(device: str, dtype: torch.dtype) -> Iterator[None]:
         torch.autocast_decrement_nesting()
         torch.set_autocast_enabled(device, before[0])
         torch.set_autocast_dtype(device, before[1])
-
-
-needs_cuda_build = pytest.mark.skipif(
-    torch.version.cuda is None, reason="torch is a build without CUDA"
-)
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda_build)])

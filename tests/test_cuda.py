@@ -23,7 +23,7 @@ from gpu_run import (
     numbered,
     run,
 )
-from helpers import assert_same_bits, inputs, key_of, needs_kernels
+from helpers import assert_same_bits, inputs, key_of, needs_cuda_build, needs_kernels
 from ptx import Machine, Memory
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -457,12 +457,13 @@ def test_the_extension_works_without_a_gpu() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.skipif(torch.version.cuda is None, reason="torch is a build without CUDA")
+@needs_cuda_build
 def test_cuda_tensors_are_refused_by_name_without_a_driver() -> None:
     with pytest.raises(RuntimeError, match="NVIDIA"):
         reparam_fused.key(42, device="cuda")
 
 
+@needs_cuda_build
 @pytest.mark.parametrize("with_key", [False, True])
 def test_fake_cuda_tensors_trace(with_key: bool, dtype: torch.dtype) -> None:
     with FakeTensorMode():

@@ -155,6 +155,8 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_docstring_examples(name: str) -> None:
+    if name == "reparam_fused.triton_kernels":
+        pytest.importorskip("triton", reason="triton is not installed")
     module = importlib.import_module(name)
     failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0

@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 import torch
 from digest import extremes
-from helpers import assert_same_bits, inputs, needs_kernels
-from test_autocast import HALVES, autocast, needs_cuda_build
+from helpers import assert_same_bits, inputs, needs_cuda_build, needs_kernels
+from test_autocast import HALVES, autocast
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
