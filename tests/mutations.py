@@ -1,6 +1,6 @@
 """Break the code in one place at a time, and see the suite go red.
 
-    python tests/mutations.py            all of them, half an hour on 2 cores
+    python tests/mutations.py            all of them, an hour on 2 cores
     python tests/mutations.py tail key   those whose name has one of these words
 
 Works in a copy of the repository, built in place there; the exit status is the
@@ -56,7 +56,7 @@ MUTATIONS = [
     Mutation("bf16 rounding", "csrc/cpu/avx512.h", "set(0x7fffu)", "set(0x8000u)"),
     Mutation("scalar half rounding", "csrc/common/scalar.h", "+ 0xfffu +", "+ 0x1000u +"),
     Mutation("tail length", "csrc/cpu/loop.h", "left < kNarrow - skipped ? left : kNarrow - skipped", "left < kNarrow ? left : kNarrow"),
-    Mutation("tail index", "csrc/cpu/loop.h", "(index - skipped) / kPerCounter", "index / kPerCounter"),
+    Mutation("tail index", "csrc/cpu/loop.h", "static_cast<uint64_t>(index / kPerCounter)", "static_cast<uint64_t>((index + kPerCounter - 1) / kPerCounter)"),
     Mutation("tail scatter", "csrc/cpu/loop.h", "const T* from = out_tile_ + skipped;", "const T* from = out_tile_;"),
     Mutation("stride of a gathered operand", "csrc/cpu/loop.h", "*to++ = run[i * stride];", "*to++ = run[i];"),
     Mutation("slice restarts its index", "csrc/cpu/loop.h", "const int64_t index = skipped + start", "const int64_t index = start"),

@@ -127,7 +127,7 @@ class Loop {
   REPARAM_FUSED_INLINE void segment(const uint64_t* key, int64_t index, int64_t stop) {
     while (index < stop) {
       const int skipped = static_cast<int>(index % kPerCounter);
-      const auto counter = static_cast<uint64_t>((index - skipped) / kPerCounter);
+      const auto counter = static_cast<uint64_t>(index / kPerCounter);
       const int64_t left = stop - index;
       if (skipped == 0 && left >= kWide) {
         tile<Twice<V>>(key, counter, 0, kWide);
