@@ -104,10 +104,14 @@ struct StdBackward : Function<StdBackward> {
 
 // z = mu + sigma eps: grad_mu is grad_z itself. Without a key, one is drawn.
 struct FusedSample : Function<FusedSample> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale, Tensor key,
+  // The key is optional, not an undefined Tensor: of every Tensor argument torch asks the
+  // device, which an undefined one does not have.
+  static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& scale,
+                        const std::optional<Tensor>& given,
                         const std::optional<at::Generator>& generator, Form form) {
-    Tensor z;
-    if (key.defined()) {
+    Tensor z, key;
+    if (given.has_value()) {
+      key = *given;
       z = sample_from_key(mu, scale, key, name_of(form));
     } else {
       std::tie(z, key) = sample(mu, scale, generator, name_of(form));
@@ -254,12 +258,12 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
   const Tensor& scale = THPVariable_Unpack(scale_object.ptr());
   if (!plain_inputs(mu, scale) || autocasts(mu, form)) return py::none();
 
-  Tensor key;
+  std::optional<Tensor> key;
   if (!key_object.is_none()) {
     if (!generator_object.is_none() || !plain_tensor(key_object)) return py::none();
     key = THPVariable_Unpack(key_object.ptr());
-    if (key.scalar_type() != at::kUInt64 || key.sizes() != at::IntArrayRef{2} ||
-        key.device() != mu.device()) {
+    if (key->scalar_type() != at::kUInt64 || key->sizes() != at::IntArrayRef{2} ||
+        key->device() != mu.device()) {
       return py::none();
     }
   }
@@ -274,15 +278,15 @@ py::object reparameterize(py::handle mu_object, py::handle log_var_object, py::h
   {
     const py::gil_scoped_release no_gil;
     // A GPU draws it in the kernel.
-    if (!key.defined() && mu.is_cpu()) {
+    if (!key.has_value() && mu.is_cpu()) {
       key = draw_key(at::get_generator_or_default<at::CPUGeneratorImpl>(
           generator, at::detail::getDefaultCPUGenerator()));
     }
     if (at::GradMode::is_enabled() && (mu.requires_grad() || scale.requires_grad())) {
       z = FusedSample::apply(mu, scale, key, generator, form);
     } else {
-      z = key.defined() ? sample_from_key(mu, scale, key, name_of(form))
-                        : std::get<0>(sample(mu, scale, generator, name_of(form)));
+      z = key.has_value() ? sample_from_key(mu, scale, *key, name_of(form))
+                          : std::get<0>(sample(mu, scale, generator, name_of(form)));
     }
   }
   return py::cast(z);
