@@ -1,0 +1,342 @@
+"""torch's own operations on the stand-in GPU: on the host, in the order of the streams.
+
+torch's kernels are machine code, which nothing here can run. Device memory is host memory, so an
+operation's tensors are viewed as tensors of the CPU, and the CPU's operation does the work; when
+it does is up to the stream that it was enqueued on. One wrapper serves the operations that are
+listed here; whichever a test needs beyond them fails by name.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+if TYPE_CHECKING:
+    from .stand_in import StandIn
+
+# The shape, strides and dtype of what they give are those that they have on the meta device.
+ELEMENTWISE = """
+    abs acos add.Tensor add.Scalar add_.Tensor add_.Scalar add.out addcdiv addcdiv_ addcmul addcmul_
+    amax amin argmax argmin aminmax
+    any any.dim any.dims all all.dim all.dims bitwise_and.Tensor bitwise_and.Scalar
+    bitwise_and_.Tensor bitwise_left_shift.Tensor
+    bitwise_left_shift.Tensor_Scalar bitwise_not bitwise_or.Tensor bitwise_or.Scalar
+    bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_xor.Tensor
+    bitwise_xor.Scalar __lshift__.Scalar __rshift__.Scalar __lshift__.Tensor __rshift__.Tensor
+    bmm cat ceil clamp clamp.Tensor clamp_ clamp_min
+    clamp_max cos cumsum div.Tensor div.Tensor_mode div.Scalar div_.Tensor div_.Scalar
+    div.out dot elu elu_backward
+    eq.Tensor eq.Scalar erf erfinv exp exp_ expm1 eye eye.m fill.Scalar fill.Tensor flip floor
+    floor_divide fmod.Scalar fmod.Tensor ge.Tensor ge.Scalar gather gelu gelu_backward gt.Tensor
+    gt.Scalar
+    index.Tensor index_select isnan isinf isposinf isneginf le.Tensor le.Scalar lerp.Scalar
+    lerp_.Scalar linspace log log1p log2 logical_and
+    logical_not logical_or logical_xor logsumexp lt.Tensor lt.Scalar masked_fill.Scalar masked_fill.Tensor
+    max max.dim maximum mean mean.dim min min.dim minimum mm addmm addbmm baddbmm mse_loss
+    mse_loss_backward mul.Tensor mul.Scalar mul_.Tensor mul_.Scalar mul.out
+    native_layer_norm ne.Tensor ne.Scalar neg neg_ nextafter norm.ScalarOpt_dim
+    linalg_vector_norm ones_like
+    pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar pow_.Scalar prod reciprocal relu relu_ remainder.Scalar
+    remainder.Tensor repeat rsqrt rsub.Scalar rsub.Tensor round scatter.src scatter.value
+    scatter_add sigmoid sigmoid_backward sign signbit sin softplus softplus_backward sort
+    sort.stable sqrt sqrt_ stack
+    sub.Tensor sub.Scalar sub_.Tensor sub_.Scalar sum sum.dim_IntList tanh tanh_backward threshold
+    threshold_backward tril triu trunc var.correction std.correction where.self xlogy.Tensor
+    special_erfcx special_ndtri special_log_ndtr _log_softmax _softmax
+    _foreach_add_.List _foreach_add_.Scalar _foreach_mul_.Scalar _foreach_sqrt
+    _foreach_addcdiv_.ScalarList _foreach_addcmul_.Scalar _foreach_lerp_.Scalar
+    _foreach_div_.ScalarList _foreach_add_.ScalarList
+    _amp_foreach_non_finite_check_and_unscale_ _amp_update_scale_
+"""
+# In place, and what makes tensors: of what they give, all is known.
+IN_PLACE = """
+    fill_.Scalar fill_.Tensor zero_ index_fill_.int_Scalar index_put_ masked_fill_.Scalar
+    masked_fill_.Tensor arange.start_out copy_host cumsum_ eye.out eye.m_out linspace.out
+    index_copy_ scatter_.value scatter_.src range.out
+"""
+# They look at values to know a shape, or to give a number: the host has to wait.
+WAITING = """
+    nonzero masked_select equal unique_consecutive _unique2 is_nonzero bincount
+    _local_scalar_dense isin.Tensor_Tensor
+"""
+RANDOM = """
+    normal_ uniform_ random_ random_.to random_.from bernoulli_.float exponential_
+"""
+
+
+class Place(NamedTuple):
+    """Where a tensor of the device lies: all that work which runs later may keep of it."""
+
+    pointer: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    conjugated: bool
+    device: int
+
+
+def _place(t: Tensor) -> Place:
+    assert t.device.index is not None
+    return Place(t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_conj(), t.device.index)
+
+
+class HostOps:
+    """Registers the operations above for tensors of the stand-in's devices."""
+
+    def __init__(self, stand_in: StandIn) -> None:
+        self._stand_in = stand_in
+        self._library = torch.library.Library("aten", "IMPL")  # in force as long as it lives
+        for names, make in (
+            (ELEMENTWISE, self._elementwise),
+            (IN_PLACE, self._elementwise),
+            (WAITING, self._waiting),
+            (RANDOM, self._random),
+        ):
+            for name in names.split():
+                packet, _, overload = name.partition(".")
+                if hasattr(torch.ops.aten, packet):
+                    op = getattr(getattr(torch.ops.aten, packet), overload or "default", None)
+                    if op is not None:
+                        self._register(name, make(op))
+        self._register("copy_", self._copy)
+
+    def _register(self, name: str, function: Callable[..., Any]) -> None:
+        self._library.impl(name, function, "CUDA", allow_override=True)
+
+    # A tensor of the CPU over the memory of one of the device
+
+    def _flat(self, place: Place) -> Tensor:
+        steps = sum((n - 1) * s for n, s in zip(place.shape, place.stride, strict=True))
+        size = (steps + 1) * place.dtype.itemsize
+        memory = (ctypes.c_uint8 * size).from_address(place.pointer)
+        return torch.frombuffer(memory, dtype=torch.uint8, count=size)
+
+    def _host(self, place: Place) -> Tensor:
+        if 0 in place.shape:
+            return torch.empty_strided(place.shape, place.stride, dtype=place.dtype)
+        storage = self._flat(place).untyped_storage()
+        empty = torch.empty(0, dtype=place.dtype)
+        view = empty.set_(storage, 0, place.shape, place.stride)
+        return view.conj() if place.conjugated else view
+
+    def _written(self, place: Place) -> Tensor:
+        """Whether each byte of the tensor was written, a row for each element."""
+        library, width = self._stand_in.library, place.dtype.itemsize
+        first = place.pointer - library.base
+        steps = sum((n - 1) * s for n, s in zip(place.shape, place.stride, strict=True))
+        bytes_ = torch.from_numpy(library.written_bytes[first : first + (steps + 1) * width])
+        strides = [s * width for s in place.stride]
+        return bytes_.as_strided([*place.shape, width], [*strides, 1])
+
+    def _check(self, op: str, place: Place, *, read: bool) -> None:
+        """The device's rules, which hold for torch's own kernels too."""
+        if 0 in place.shape:
+            return
+        steps = sum((n - 1) * s for n, s in zip(place.shape, place.stride, strict=True))
+        size = (steps + 1) * place.dtype.itemsize
+        trouble = self._stand_in.library.trouble(place.pointer, size, -1).decode()
+        if not trouble and read and not bool(self._written(place).all()):
+            trouble = "reads bytes that nobody has written"
+        if trouble:
+            raise RuntimeError(f"{op}: {trouble}")
+
+    def _mark(self, place: Place) -> None:
+        if 0 not in place.shape:
+            self._written(place).fill_(1)
+
+    # The wrappers
+
+    def _run(self, op: Any, arguments: Any, results: Any, written: list[Place]) -> None:
+        """Do the operation on the host, now; `arguments` and `results` hold Places."""
+        name = str(op)
+        for leaf in tree_leaves(arguments):
+            if isinstance(leaf, Place) and leaf not in written:
+                self._check(name, leaf, read=True)
+        for place in written:
+            self._check(name, place, read=op._schema.name.rstrip("_") == op._schema.name)
+        on_host = tree_map(
+            lambda x: self._host(x) if isinstance(x, Place) else x,
+            arguments,
+            is_leaf=lambda x: isinstance(x, Place),
+        )
+        args, kwargs = on_host
+        given = op(*args, **kwargs)
+        for place in written:
+            self._mark(place)
+        if results is not None:
+            places = tree_leaves(results, is_leaf=lambda x: isinstance(x, Place))
+            values = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
+            for place, value in zip(places, values, strict=True):
+                self._host(place).copy_(value)
+                self._mark(place)
+
+    def _device_of(self, values: Any) -> int:
+        for leaf in tree_leaves(values):
+            if isinstance(leaf, Tensor) and leaf.is_cuda:
+                return int(leaf.device.index)
+        return torch.cuda.current_device()
+
+    def _written_arguments(self, op: Any, args: Any, kwargs: Any) -> list[Tensor]:
+        written: list[Tensor] = []
+        for i, argument in enumerate(op._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+        return written
+
+    def _elementwise(self, op: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            device = self._device_of((args, kwargs))
+            written = self._written_arguments(op, args, kwargs)
+            results = None
+            if not written:
+                results = self._results(op, args, kwargs, device)
+            elif any(a.name == "out" for a in op._schema.arguments):
+                self._resize(op, args, kwargs, written)
+            places = tree_map(lambda t: _place(t) if self._on_device(t) else t, (args, kwargs))
+            if "device" in places[1]:
+                places[1]["device"] = torch.device("cpu")
+            into = None if results is None else tree_map(
+                lambda t: _place(t) if isinstance(t, Tensor) else t, results
+            )  # fmt: skip
+            marks = [_place(t) for t in written]
+            self._stand_in.enqueue(
+                str(op), device, lambda: self._run(op, places, into, marks)
+            )
+            if not written:
+                return results
+            returned = op._schema.returns
+            if not returned:
+                return None
+            return written[0] if len(returned) == 1 else tuple(written[: len(returned)])
+
+        return call
+
+    def _on_device(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.is_cuda
+
+    def _meta(self, op: Any, args: Any, kwargs: Any) -> Any:
+        def meta(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
+        args, kwargs = tree_map(meta, (args, kwargs))
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("meta")
+        return op(*args, **kwargs)
+
+    def _results(self, op: Any, args: Any, kwargs: Any, device: int) -> Any:
+        def empty(t: Any) -> Any:
+            if not isinstance(t, Tensor):
+                return t
+            return torch.empty_strided(
+                t.shape, t.stride(), dtype=t.dtype, device=torch.device("cuda", device)
+            )
+
+        return tree_map(empty, self._meta(op, args, kwargs))
+
+    def _resize(self, op: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
+        """What torch does to an empty tensor that is to hold a result."""
+        out = written[0]
+        if out.numel() == 0:
+            packet, _, overload = op.name().partition("::")[2].partition(".")
+            name = overload.removesuffix("_out").removesuffix("out") or "default"
+            base = getattr(getattr(torch.ops.aten, packet), name, None)
+            if base is None:
+                base = getattr(torch.ops.aten, packet)
+            given = {k: v for k, v in kwargs.items() if k != "out"}
+            shape = self._meta(base, args, given).shape
+            out.resize_(shape)
+
+    def _waiting(self, op: Any) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            device = self._device_of((args, kwargs))
+            torch.cuda.current_stream(device).synchronize()
+            places = tree_map(lambda t: _place(t) if self._on_device(t) else t, (args, kwargs))
+            for leaf in tree_leaves(places, is_leaf=lambda x: isinstance(x, Place)):
+                if isinstance(leaf, Place):
+                    self._check(str(op), leaf, read=True)
+            args, kwargs = tree_map(
+                lambda x: self._host(x) if isinstance(x, Place) else x, places,
+                is_leaf=lambda x: isinstance(x, Place),
+            )  # fmt: skip
+            given = op(*args, **kwargs)
+            return tree_map(
+                lambda t: t.to(torch.device("cuda", device)) if isinstance(t, Tensor) else t, given
+            )
+
+        return call
+
+    def _random(self, op: Any) -> Callable[..., Any]:
+        """Of the generator's seed and offset, which moves on as with torch's kernels: in fours."""
+
+        def call(self_: Tensor, *args: Any, generator: Any = None, **kwargs: Any) -> Tensor:
+            device = int(self_.device.index)
+            own = generator or torch.cuda.default_generators[device]
+            offset = own.get_offset()  # refused in a capture
+            own.set_offset(offset + 4 * -(-self_.numel() // 4))
+            text = f"{own.initial_seed()} {offset}".encode()
+            seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
+            place = _place(self_)
+
+            def work() -> None:
+                self._check(str(op), place, read=False)
+                fresh = torch.Generator().manual_seed(seed)
+                op(self._host(place), *args, generator=fresh, **kwargs)
+                self._mark(place)
+
+            self._stand_in.enqueue(str(op), device, work)
+            return self_
+
+        return call
+
+    def _copy(self, to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        """As torch copies: bytes where both lie alike, else with a kernel on the device."""
+        if source.dtype != to.dtype or source.shape != to.shape:
+            if not source.is_cuda:
+                source = source.to(to.dtype)
+            source = source.expand(to.shape)
+        if to.numel() == 0:
+            return to
+        alike = (
+            to.dtype == source.dtype
+            and to.stride() == source.stride()
+            and to.is_conj() == source.is_conj()
+            and torch.ops.aten.is_non_overlapping_and_dense(to)
+        )
+        if to.is_cuda and source.is_cuda:
+            self._copy_on_device(to, source, alike)
+        elif alike:
+            self._stand_in.memcpy(to, source, wait=not non_blocking)
+        elif to.is_cuda:
+            self._copy_on_device(to, source.contiguous().to(to.device, non_blocking=non_blocking))
+        else:
+            dense = torch.empty(to.shape, dtype=source.dtype, device=source.device)
+            self._copy_on_device(dense, source)
+            host = torch.empty(to.shape, dtype=source.dtype)
+            self._stand_in.memcpy(host, dense, wait=True)
+            to.copy_(host)
+        return to
+
+    def _copy_on_device(self, to: Tensor, source: Tensor, alike: bool = False) -> None:
+        if alike:
+            self._stand_in.memcpy(to, source, wait=False)
+            return
+        device = int(source.device.index)
+        target, origin = _place(to), _place(source)
+
+        def work() -> None:
+            self._check("copy_", origin, read=True)
+            self._check("copy_", target, read=False)
+            self._host(target).copy_(self._host(origin))
+            self._mark(target)
+
+        self._stand_in.enqueue("aten.copy_.default", device, work)

@@ -1,0 +1,226 @@
+"""The stand-in GPU of this process: its connection to the interpreter, and what tests ask of it."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from ptx import Kernel, Machine, PTXError
+from torch import Tensor
+
+from .images import ImageError, kernel_of
+from .library import Library, OnForget, OnLaunch, OnResolve, OnTask
+from .memory import DeviceMemory
+
+
+@dataclass(frozen=True)
+class Launch:
+    kernel: str
+    device: int
+    stream: int
+    grid: int
+    block: int
+
+
+@dataclass
+class Events:
+    """What a block of code made the stand-in do."""
+
+    launches: list[Launch] = field(default_factory=list)
+    synchronisations: list[str] = field(default_factory=list)
+    copies: list[str] = field(default_factory=list)
+    allocations: list[int] = field(default_factory=list)
+    graphs: int = 0
+    calls: Counter[str] = field(default_factory=Counter)
+
+    def add(self, log: str) -> None:
+        for line in log.splitlines():
+            kind, *rest = line.split("\t")
+            if kind == "launch":
+                name, *numbers = rest
+                self.launches.append(Launch(name, *map(int, numbers)))
+            elif kind == "synchronisation":
+                self.synchronisations.append(rest[0])
+            elif kind in ("copy", "fill"):
+                self.copies.append(rest[0])
+            elif kind == "allocation":
+                self.allocations.append(int(rest[0]))
+            elif kind == "graph":
+                self.graphs += 1
+            elif kind == "call":
+                self.calls[rest[0]] += 1
+
+
+class StandIn:
+    """Kernels, work of the host and its log. One for a process."""
+
+    def __init__(self) -> None:
+        self.library: Any = Library()
+        self.approx_error: float | np.random.Generator = 0.0
+        self._kernels: list[Kernel] = []
+        self._numbers: dict[tuple[int, str, int], int] = {}
+        self._tasks: dict[int, Callable[[], None]] = {}
+        self._ids = itertools.count(1)
+        self._memories = [DeviceMemory(self.library, device) for device in range(2)]
+        # kept alive for the library
+        self._callbacks = (
+            OnResolve(self._resolve),
+            OnLaunch(self._launch),
+            OnTask(self._run_task),
+            OnForget(self._forget),
+        )
+        self.library.connect(*self._callbacks)
+        self._runtime = self.library.runtime()
+        from .host_ops import HostOps
+
+        self._host_ops = HostOps(self)
+
+    # From the library
+
+    def _resolve(
+        self, image: int, file: bytes, name: bytes, capability: int, sizes: Any, count: Any
+    ) -> int:
+        try:
+            if b"/torch/lib/" in file:
+                raise ImageError(
+                    801, f"torch's own kernel {name.decode()}: tests/gpu/host_ops.py has no op for it"
+                )
+            kernel = kernel_of(image, name.decode(), capability)
+        except ImageError as error:
+            self.library.detail(str(error).encode())
+            return -error.status
+        except Exception as error:
+            self.library.detail(f"{type(error).__name__}: {error}".encode())
+            return -801
+        for i, parameter in enumerate(kernel.parameters):
+            sizes[i] = parameter.size
+        count[0] = len(kernel.parameters)
+        self._kernels.append(kernel)
+        return len(self._kernels) - 1
+
+    def _launch(
+        self, number: int, grid: Any, block: Any, shared_bytes: int, arguments: Any, device: int
+    ) -> int:
+        kernel = self._kernels[number]
+        values = [
+            ctypes.string_at(arguments[i], parameter.size)
+            for i, parameter in enumerate(kernel.parameters)
+        ]
+        try:
+            # Triton packs half types into words of which it leaves a half undefined.
+            undefined = 0 if kernel.required_block is not None else None
+            Machine(
+                kernel,
+                self._memories[device],
+                approx_error=self.approx_error,
+                undefined=undefined,
+            ).launch(
+                (grid[0], grid[1], grid[2]), (block[0], block[1], block[2]), values,
+                shared_bytes=shared_bytes,
+            )  # fmt: skip
+        except PTXError as error:
+            self.library.detail(str(error).encode())
+            return 700
+        except Exception as error:
+            self.library.detail(f"{type(error).__name__}: {error}".encode())
+            return 719
+        return 0
+
+    def _run_task(self, number: int) -> int:
+        try:
+            with torch.no_grad():
+                self._tasks[number]()
+        except Exception as error:
+            self.library.detail(f"{type(error).__name__}: {error}".encode())
+            return 700
+        return 0
+
+    def _forget(self, number: int) -> None:
+        self._tasks.pop(number, None)
+
+    # For host_ops.py
+
+    def enqueue(self, name: str, device: int, work: Callable[[], None]) -> None:
+        """Work of the host on the current stream of the device, when its turn comes."""
+        number = next(self._ids)
+        self._tasks[number] = work
+        with torch.cuda.device(device):
+            stream = torch.cuda.current_stream(device).cuda_stream
+            self._check(self.library.enqueue(stream, name.encode(), number))
+
+    def memcpy(self, to: Tensor, source: Tensor, *, wait: bool) -> None:
+        """The bytes of a tensor, by the stand-in's runtime."""
+        device = (source if source.is_cuda else to).device
+        stream = torch.cuda.current_stream(device).cuda_stream
+        size = to.numel() * to.element_size()
+        with torch.cuda.device(device):
+            status = self._runtime.cudaMemcpyAsync(
+                ctypes.c_void_p(to.data_ptr()), ctypes.c_void_p(source.data_ptr()),
+                ctypes.c_size_t(size), 4, ctypes.c_void_p(stream),
+            )  # fmt: skip
+            if status == 0 and wait:
+                status = self._runtime.cudaStreamSynchronize(ctypes.c_void_p(stream))
+            self._check(status)
+
+    def _check(self, status: int) -> None:
+        if status:
+            text = self.library.message(status).decode()
+            kind = torch.OutOfMemoryError if status == 2 else torch.AcceleratorError
+            raise kind(f"CUDA error: {text}")
+
+    # For tests
+
+    @contextmanager
+    def events(self) -> Iterator[Events]:
+        """What the code of a with block makes the stand-in do, known after it."""
+        self.library.log(1)
+        events = Events()
+        try:
+            yield events
+        finally:
+            events.add(self.library.log(0).decode())
+
+    def fail(self, function: str, status: int, *, after: int = 0, lasting: bool = False) -> None:
+        """Let a call of a function of CUDA fail, after so many that do not."""
+        self.library.fault(function.encode(), after, status, int(lasting))
+
+    def set_capability(self, device: int, capability: int) -> None:
+        """The compute capability, 90 for 9.0, until the next reset."""
+        self.library.capability(device, capability)
+
+    def shuffle(self, seed: int) -> None:
+        """The order of the streams when the whole device is waited for; 0: the newest first."""
+        self.library.order(seed)
+
+    def bytes_in_use(self, device: int = 0) -> int:
+        return int(self.library.bytes_in_use(device))
+
+    def trouble(self) -> str:
+        """The error that every call gives since a kernel failed, or ''."""
+        return str(self.library.lasting().decode())
+
+    def reset(self) -> None:
+        """As a new process would find it, but for what torch holds."""
+        self.library.reset()
+        self.approx_error = 0.0
+
+
+_stand_in: StandIn | None = None
+
+
+def attach() -> StandIn:
+    """The stand-in of this process, which run.py has started."""
+    global _stand_in
+    if _stand_in is None:
+        _stand_in = StandIn()
+        # Every tensor is an allocation of its own, so that its bounds are known; what needs
+        # the caching allocator, graphs among it, turns it on.
+        torch.cuda.memory.caching_allocator_enable(False)
+    return _stand_in
