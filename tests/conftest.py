@@ -2,24 +2,90 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from gpu.run import ACTIVE
+from gpu.stand_in import StandIn, attach
 
 import reparam_fused
-from reparam_fused import functional, kl_divergence
+from reparam_fused import _ops, functional, kl_divergence
 
+# tests/gpu/run.py has put a stand-in GPU under this process.
+ON_STAND_IN = ACTIVE in os.environ
+HAS_GPU = ON_STAND_IN or torch.cuda.is_available()
+DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def pytest_report_header() -> str:
-    return f"reparam_fused: {reparam_fused.__file__}, cpu: {reparam_fused.backends()['cpu']}"
+    backends = reparam_fused.backends()
+    gpu = "none"
+    if HAS_GPU:
+        kernels = backends["cuda"] if _ops.cuda_extension is not None else backends["triton"]
+        gpu = f"{torch.cuda.get_device_name()}, {kernels}"
+    return f"reparam_fused: {reparam_fused.__file__}, cpu: {backends['cpu']}, gpu: {gpu}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests of a GPU need one; on a stand-in the others are left to the machine's own run."""
+
+    def wants_gpu(item: pytest.Item) -> bool:
+        fixtures = getattr(item, "fixturenames", ())
+        return "device" in fixtures or "cuda" in fixtures or "stand_in" in fixtures
+
+    if ON_STAND_IN:
+        config.hook.pytest_deselected(items=[item for item in items if not wants_gpu(item)])
+        items[:] = [item for item in items if wants_gpu(item)]
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if ON_STAND_IN and exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        session.exitstatus = pytest.ExitCode.OK  # what was asked for has no test of a GPU
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    """The stand-in GPU, which counts and which can be made to fail."""
+    if not ON_STAND_IN:
+        pytest.skip("needs the stand-in GPU: python tests/gpu/run.py -m pytest")
+    gpu = attach()
+    gpu.reset()
+    yield gpu
+    gpu.reset()
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """A GPU, or the stand-in for one."""
+    if not HAS_GPU:
+        pytest.skip("no GPU; on the stand-in: python tests/gpu/run.py -m pytest")
+    if ON_STAND_IN:
+        attach().reset()
+    yield torch.device("cuda", 0)
+    if ON_STAND_IN:
+        # Whatever is still queued runs now, so that its faults are this test's.
+        torch.cuda.synchronize()
+        attach().reset()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that there is."""
+    if request.param == "cpu":
+        return torch.device("cpu")
+    found: torch.device = request.getfixturevalue("cuda")
+    return found
 
 
 @pytest.fixture(autouse=True)
 def poisoned_memory() -> Iterator[None]:
     """torch fills new tensors with NaN, so that an element nobody wrote shows."""
+    if ON_STAND_IN:  # it does so itself, with no kernel that would be counted
+        yield
+        return
     torch.use_deterministic_algorithms(True)
     assert torch.utils.deterministic.fill_uninitialized_memory
     assert torch.empty(3).isnan().all()

@@ -26,30 +26,35 @@ _INTS = {
 }
 
 
-def key_of(seed: int, offset: int = 0) -> Tensor:
-    return torch.tensor([seed % 2**64, offset % 2**64], dtype=torch.uint64)
+def key_of(seed: int, offset: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    return torch.tensor([seed % 2**64, offset % 2**64], dtype=torch.uint64, device=device)
 
 
 def inputs(
-    *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, spread: float = 2.0
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    spread: float = 2.0,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """mu and log_var, without a draw from the global generator."""
     generator = torch.Generator().manual_seed(seed)
     mu = torch.randn(shape, generator=generator, dtype=torch.float64)
     log_var = torch.randn(shape, generator=generator, dtype=torch.float64) * spread
-    return mu.to(dtype), log_var.to(dtype)
+    return mu.to(dtype).to(device), log_var.to(dtype).to(device)
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
-    """Equal as bits, but for the payload of a NaN."""
+    """Equal as bits, but for the payload of a NaN; wherever the tensors are."""
+    actual, expected = actual.detach().cpu(), expected.detach().cpu()
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     nan = expected.isnan()
     assert torch.equal(actual.isnan(), nan)
     ints = _INTS[actual.dtype]
     zero = torch.zeros((), dtype=actual.dtype)
-    a = torch.where(nan, zero, actual.detach()).contiguous().view(ints)
-    b = torch.where(nan, zero, expected.detach()).contiguous().view(ints)
+    a = torch.where(nan, zero, actual).contiguous().view(ints)
+    b = torch.where(nan, zero, expected).contiguous().view(ints)
     different = (a != b).flatten().nonzero().flatten()
     assert different.numel() == 0, (
         f"{different.numel()} of {a.numel()} elements differ, first at {different[:5].tolist()}: "

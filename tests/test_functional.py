@@ -32,14 +32,18 @@ KEY = key_of(13)
     ],
 )
 def test_broadcasting(
-    both_paths: str, mu_shape: tuple[int, ...], log_var_shape: tuple[int, ...]
+    both_paths: str,
+    mu_shape: tuple[int, ...],
+    log_var_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
-    mu, _ = inputs(*mu_shape)
-    _, log_var = inputs(*log_var_shape)
-    z = fused_reparameterize(mu, log_var, key=KEY)
+    mu, _ = inputs(*mu_shape, device=device)
+    _, log_var = inputs(*log_var_shape, device=device)
+    key = KEY.to(device)
+    z = fused_reparameterize(mu, log_var, key=key)
     shape = torch.broadcast_shapes(mu_shape, log_var_shape)
     assert z.shape == shape
-    eps = reparam_fused.noise(KEY, shape)
+    eps = reparam_fused.noise(key, shape)
     torch.testing.assert_close(z, eager(mu, log_var, eps), rtol=1e-6, atol=1e-6)
 
 

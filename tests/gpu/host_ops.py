@@ -20,54 +20,34 @@ from torch.utils._pytree import tree_leaves, tree_map
 if TYPE_CHECKING:
     from .stand_in import StandIn
 
-# The shape, strides and dtype of what they give are those that they have on the meta device.
-ELEMENTWISE = """
-    abs acos add.Tensor add.Scalar add_.Tensor add_.Scalar add.out addcdiv addcdiv_ addcmul addcmul_
-    amax amin argmax argmin aminmax
-    any any.dim any.dims all all.dim all.dims bitwise_and.Tensor bitwise_and.Scalar
-    bitwise_and_.Tensor bitwise_left_shift.Tensor
-    bitwise_left_shift.Tensor_Scalar bitwise_not bitwise_or.Tensor bitwise_or.Scalar
-    bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_xor.Tensor
-    bitwise_xor.Scalar __lshift__.Scalar __rshift__.Scalar __lshift__.Tensor __rshift__.Tensor
-    bmm cat ceil clamp clamp.Tensor clamp_ clamp_min
-    clamp_max cos cumsum div.Tensor div.Tensor_mode div.Scalar div_.Tensor div_.Scalar
-    div.out dot elu elu_backward
-    eq.Tensor eq.Scalar erf erfinv exp exp_ expm1 eye eye.m fill.Scalar fill.Tensor flip floor
-    floor_divide fmod.Scalar fmod.Tensor ge.Tensor ge.Scalar gather gelu gelu_backward gt.Tensor
-    gt.Scalar
-    index.Tensor index_select isnan isinf isposinf isneginf le.Tensor le.Scalar lerp.Scalar
-    lerp_.Scalar linspace log log1p log2 logical_and
-    logical_not logical_or logical_xor logsumexp lt.Tensor lt.Scalar masked_fill.Scalar masked_fill.Tensor
-    max max.dim maximum mean mean.dim min min.dim minimum mm addmm addbmm baddbmm mse_loss
-    mse_loss_backward mul.Tensor mul.Scalar mul_.Tensor mul_.Scalar mul.out
-    native_layer_norm ne.Tensor ne.Scalar neg neg_ nextafter norm.ScalarOpt_dim
-    linalg_vector_norm ones_like
-    pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar pow_.Scalar prod reciprocal relu relu_ remainder.Scalar
-    remainder.Tensor repeat rsqrt rsub.Scalar rsub.Tensor round scatter.src scatter.value
-    scatter_add sigmoid sigmoid_backward sign signbit sin softplus softplus_backward sort
-    sort.stable sqrt sqrt_ stack
-    sub.Tensor sub.Scalar sub_.Tensor sub_.Scalar sum sum.dim_IntList tanh tanh_backward threshold
-    threshold_backward tril triu trunc var.correction std.correction where.self xlogy.Tensor
-    special_erfcx special_ndtri special_log_ndtr _log_softmax _softmax
-    _foreach_add_.List _foreach_add_.Scalar _foreach_mul_.Scalar _foreach_sqrt
-    _foreach_addcdiv_.ScalarList _foreach_addcmul_.Scalar _foreach_lerp_.Scalar
-    _foreach_div_.ScalarList _foreach_add_.ScalarList
-    _amp_foreach_non_finite_check_and_unscale_ _amp_update_scale_
-"""
-# In place, and what makes tensors: of what they give, all is known.
-IN_PLACE = """
-    fill_.Scalar fill_.Tensor zero_ index_fill_.int_Scalar index_put_ masked_fill_.Scalar
-    masked_fill_.Tensor arange.start_out copy_host cumsum_ eye.out eye.m_out linspace.out
-    index_copy_ scatter_.value scatter_.src range.out
+# By the names of their packets: every overload, in place or not, that has a kernel for CUDA. The
+# shape, strides and dtype of what they give are those that they have on the meta device.
+OPERATIONS = """
+    abs acos add addbmm addcdiv addcmul addmm all amax amin aminmax any arange argmax argmin asin
+    atan atan2 baddbmm binary_cross_entropy binary_cross_entropy_backward bitwise_and
+    bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm cat ceil clamp
+    clamp_max clamp_min cos cumsum digamma div dot elu elu_backward eq erf erfinv exp expm1 eye fill
+    flip floor floor_divide fmod gather ge gelu gelu_backward gt index index_add index_copy
+    index_fill index_put index_select isfinite isinf isnan isneginf isposinf le lerp lgamma
+    linalg_vector_norm linspace log log1p log2 log_sigmoid_backward log_sigmoid_forward logical_and
+    logical_not logical_or logical_xor logsumexp lshift lt masked_fill masked_scatter max maximum
+    mean min minimum mm mse_loss mse_loss_backward mul mv native_batch_norm native_layer_norm
+    native_layer_norm_backward ne neg nextafter norm ones_like pow prod range reciprocal relu
+    remainder repeat round rsqrt rsub scatter scatter_add sigmoid sigmoid_backward sign signbit
+    silu silu_backward sin softplus softplus_backward sort special_erfcx special_log_ndtr
+    special_ndtr special_ndtri sqrt stack std sub sum tanh tanh_backward threshold
+    threshold_backward topk trace tril triu trunc var where xlogy zero __lshift__ __rshift__ __and__
+    __or__ __xor__ _log_softmax _log_softmax_backward_data _softmax _softmax_backward_data
+    _foreach_add _foreach_addcdiv _foreach_addcmul _foreach_div _foreach_lerp _foreach_mul
+    _foreach_norm _foreach_sqrt _foreach_sub _amp_foreach_non_finite_check_and_unscale
+    _amp_update_scale _index_put_impl _fused_adam _fused_adamw _thnn_fused_gru_cell
 """
 # They look at values to know a shape, or to give a number: the host has to wait.
 WAITING = """
-    nonzero masked_select equal unique_consecutive _unique2 is_nonzero bincount
-    _local_scalar_dense isin.Tensor_Tensor
+    nonzero masked_select equal unique_consecutive _unique2 unique_dim bincount isin
+    _local_scalar_dense histc
 """
-RANDOM = """
-    normal_ uniform_ random_ random_.to random_.from bernoulli_.float exponential_
-"""
+RANDOM = "normal uniform random bernoulli exponential geometric cauchy log_normal"
 
 
 class Place(NamedTuple):
@@ -93,18 +73,24 @@ class HostOps:
         self._stand_in = stand_in
         self._library = torch.library.Library("aten", "IMPL")  # in force as long as it lives
         for names, make in (
-            (ELEMENTWISE, self._elementwise),
-            (IN_PLACE, self._elementwise),
+            (OPERATIONS, self._operation),
             (WAITING, self._waiting),
             (RANDOM, self._random),
         ):
             for name in names.split():
-                packet, _, overload = name.partition(".")
-                if hasattr(torch.ops.aten, packet):
-                    op = getattr(getattr(torch.ops.aten, packet), overload or "default", None)
-                    if op is not None:
-                        self._register(name, make(op))
+                for packet in (name, f"{name}_"):
+                    if hasattr(torch.ops.aten, packet):
+                        self._register_all(getattr(torch.ops.aten, packet), make)
         self._register("copy_", self._copy)
+
+    def _register_all(self, packet: Any, make: Callable[[Any], Callable[..., Any]]) -> None:
+        for overload in packet.overloads():
+            op = getattr(packet, overload)
+            name = op.name()  # some are TorchScript's alone
+            if torch._C._dispatch_has_kernel(name) and (
+                torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+            ):
+                self._register(op.name().removeprefix("aten::"), make(op))
 
     def _register(self, name: str, function: Callable[..., Any]) -> None:
         self._library.impl(name, function, "CUDA", allow_override=True)
@@ -158,8 +144,10 @@ class HostOps:
         for leaf in tree_leaves(arguments):
             if isinstance(leaf, Place) and leaf not in written:
                 self._check(name, leaf, read=True)
+        packet = op._schema.name
+        changes = packet.endswith("_") and packet not in ("aten::fill_", "aten::zero_")
         for place in written:
-            self._check(name, place, read=op._schema.name.rstrip("_") == op._schema.name)
+            self._check(name, place, read=changes)
         on_host = tree_map(
             lambda x: self._host(x) if isinstance(x, Place) else x,
             arguments,
@@ -191,14 +179,14 @@ class HostOps:
             written += [t for t in tree_leaves(value) if isinstance(t, Tensor)]
         return written
 
-    def _elementwise(self, op: Any) -> Callable[..., Any]:
+    def _operation(self, op: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             device = self._device_of((args, kwargs))
             written = self._written_arguments(op, args, kwargs)
             results = None
             if not written:
                 results = self._results(op, args, kwargs, device)
-            elif any(a.name == "out" for a in op._schema.arguments):
+            elif "out" in op._overloadname:
                 self._resize(op, args, kwargs, written)
             places = tree_map(lambda t: _place(t) if self._on_device(t) else t, (args, kwargs))
             if "device" in places[1]:
@@ -207,9 +195,7 @@ class HostOps:
                 lambda t: _place(t) if isinstance(t, Tensor) else t, results
             )  # fmt: skip
             marks = [_place(t) for t in written]
-            self._stand_in.enqueue(
-                str(op), device, lambda: self._run(op, places, into, marks)
-            )
+            self._stand_in.enqueue(str(op), device, lambda: self._run(op, places, into, marks))
             if not written:
                 return results
             returned = op._schema.returns
@@ -244,17 +230,11 @@ class HostOps:
         return tree_map(empty, self._meta(op, args, kwargs))
 
     def _resize(self, op: Any, args: Any, kwargs: Any, written: list[Tensor]) -> None:
-        """What torch does to an empty tensor that is to hold a result."""
-        out = written[0]
-        if out.numel() == 0:
-            packet, _, overload = op.name().partition("::")[2].partition(".")
-            name = overload.removesuffix("_out").removesuffix("out") or "default"
-            base = getattr(getattr(torch.ops.aten, packet), name, None)
-            if base is None:
-                base = getattr(torch.ops.aten, packet)
-            given = {k: v for k, v in kwargs.items() if k != "out"}
-            shape = self._meta(base, args, given).shape
-            out.resize_(shape)
+        """Give tensors that are to hold results their shapes, as torch does."""
+        given = self._meta(op, args, kwargs)
+        for out, meta in zip(written, tree_leaves(given), strict=True):
+            if out.shape != meta.shape:
+                out.resize_(meta.shape)
 
     def _waiting(self, op: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

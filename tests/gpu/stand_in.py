@@ -90,7 +90,8 @@ class StandIn:
         try:
             if b"/torch/lib/" in file:
                 raise ImageError(
-                    801, f"torch's own kernel {name.decode()}: tests/gpu/host_ops.py has no op for it"
+                    801,
+                    f"torch's own kernel {name.decode()}: tests/gpu/host_ops.py has no op for it",
                 )
             kernel = kernel_of(image, name.decode(), capability)
         except ImageError as error:
