@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -80,10 +81,8 @@ def build() -> Path:
         return folder
     with tempfile.TemporaryDirectory() as made:
         _compile(torch, toolkit, Path(made))
-        try:
+        with contextlib.suppress(FileExistsError):  # another process was as fast
             shutil.copytree(made, folder)
-        except FileExistsError:  # another process was as fast
-            pass
     return folder
 
 

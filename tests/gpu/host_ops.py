@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,8 @@ WAITING = """
 RANDOM = "normal uniform random bernoulli exponential geometric cauchy log_normal"
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a tensor of the device lies: all that work which runs later may keep of it."""
 
     pointer: int
@@ -148,17 +150,13 @@ class HostOps:
         changes = packet.endswith("_") and packet not in ("aten::fill_", "aten::zero_")
         for place in written:
             self._check(name, place, read=changes)
-        on_host = tree_map(
-            lambda x: self._host(x) if isinstance(x, Place) else x,
-            arguments,
-            is_leaf=lambda x: isinstance(x, Place),
-        )
+        on_host = tree_map(lambda x: self._host(x) if isinstance(x, Place) else x, arguments)
         args, kwargs = on_host
         given = op(*args, **kwargs)
         for place in written:
             self._mark(place)
         if results is not None:
-            places = tree_leaves(results, is_leaf=lambda x: isinstance(x, Place))
+            places = tree_leaves(results)
             values = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
             for place, value in zip(places, values, strict=True):
                 self._host(place).copy_(value)
@@ -241,12 +239,11 @@ class HostOps:
             device = self._device_of((args, kwargs))
             torch.cuda.current_stream(device).synchronize()
             places = tree_map(lambda t: _place(t) if self._on_device(t) else t, (args, kwargs))
-            for leaf in tree_leaves(places, is_leaf=lambda x: isinstance(x, Place)):
+            for leaf in tree_leaves(places):
                 if isinstance(leaf, Place):
                     self._check(str(op), leaf, read=True)
             args, kwargs = tree_map(
-                lambda x: self._host(x) if isinstance(x, Place) else x, places,
-                is_leaf=lambda x: isinstance(x, Place),
+                lambda x: self._host(x) if isinstance(x, Place) else x, places
             )  # fmt: skip
             given = op(*args, **kwargs)
             return tree_map(

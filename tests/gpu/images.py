@@ -114,7 +114,12 @@ def _image(address: int) -> Image:
         return _read_fat_binary(address)
     if start == b"\x7fELF":
         return _read_cubin(address)
-    raise ImageError(200, "the image is neither a fat binary nor machine code")
+    if start[:2] == b"//" or start == b".ver":  # PTX, which a driver compiles
+        text = ctypes.string_at(address).decode()
+        arch = re.search(r"\.target sm_(\d+)", text)
+        if arch is not None:
+            return Image({int(arch[1]): text}, set())
+    raise ImageError(200, "the image is neither a fat binary nor PTX nor machine code")
 
 
 def kernel_of(address: int, name: str, capability: int) -> Kernel:

@@ -223,5 +223,5 @@ def attach() -> StandIn:
         _stand_in = StandIn()
         # Every tensor is an allocation of its own, so that its bounds are known; what needs
         # the caching allocator, graphs among it, turns it on.
-        torch.cuda.memory.caching_allocator_enable(False)
+        torch._C._cuda_cudaCachingAllocator_enable(False)  # torch.cuda's own waits for CUDA
     return _stand_in
