@@ -23,6 +23,9 @@ namespace {
 constexpr size_t kArenaBytes = size_t{1} << 37;
 constexpr size_t kPage = 4096;
 constexpr int kPoison = 0xff;  // NaN in every floating-point type
+// Larger memory is not poisoned, so that tensors of more than 2^31 elements cost nothing
+// where nobody touches them.
+constexpr size_t kMostPoisoned = size_t{1} << 26;
 // Freed memory may still be read by what was enqueued before. Above this it is waited for.
 constexpr size_t kMostFreed = size_t{1} << 28;
 
@@ -312,7 +315,7 @@ Status allocate(void** pointer, size_t size, int device) {
     std::perror("stand-in GPU: mprotect");
     std::abort();
   }
-  std::memset(at, kPoison, size);
+  if (size <= kMostPoisoned) std::memset(at, kPoison, size);
   const auto base = reinterpret_cast<uintptr_t>(at);
   s.allocations[base] = {base, size, device};
   note("allocation", number(size));

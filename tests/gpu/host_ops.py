@@ -68,6 +68,15 @@ def _place(t: Tensor) -> Place:
     return Place(t.data_ptr(), t.shape, t.stride(), t.dtype, t.is_conj(), t.device.index)
 
 
+def _call(op: Any, args: Any, kwargs: Any) -> Any:
+    """The overload; of a number that came as a tensor and is a number again, the one for it."""
+    tensors = (a for a in op._schema.arguments if isinstance(a.type, torch.TensorType))
+    given = {a.name: v for a, v in zip(op._schema.arguments, args, strict=False)} | kwargs
+    if any(isinstance(given.get(a.name), (int, float, complex)) for a in tensors):
+        return op.overloadpacket(*args, **kwargs)
+    return op(*args, **kwargs)
+
+
 class HostOps:
     """Registers the operations above for tensors of the stand-in's devices."""
 
@@ -151,8 +160,7 @@ class HostOps:
         for place in written:
             self._check(name, place, read=changes)
         on_host = tree_map(lambda x: self._host(x) if isinstance(x, Place) else x, arguments)
-        args, kwargs = on_host
-        given = op(*args, **kwargs)
+        given = _call(op, *on_host)
         for place in written:
             self._mark(place)
         if results is not None:
@@ -215,7 +223,7 @@ class HostOps:
         args, kwargs = tree_map(meta, (args, kwargs))
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
-        return op(*args, **kwargs)
+        return _call(op, args, kwargs)
 
     def _results(self, op: Any, args: Any, kwargs: Any, device: int) -> Any:
         def empty(t: Any) -> Any:
@@ -245,7 +253,7 @@ class HostOps:
             args, kwargs = tree_map(
                 lambda x: self._host(x) if isinstance(x, Place) else x, places
             )  # fmt: skip
-            given = op(*args, **kwargs)
+            given = _call(op, args, kwargs)
             return tree_map(
                 lambda t: t.to(torch.device("cuda", device)) if isinstance(t, Tensor) else t, given
             )

@@ -127,9 +127,21 @@ def kernel_of(address: int, name: str, capability: int) -> Kernel:
     text = _image(address).ptx_for(capability)
     if text is None:
         raise ImageError(209, f"{name} has no image for a device of {capability / 10}")
-    found = re.search(rf"^\.visible \.entry {re.escape(name)}\(.*?^}}", text, re.M | re.S)
-    if found is None:
+    return kernel_in(text, name)
+
+
+@functools.lru_cache(maxsize=4096)
+def kernel_in(text: str, name: str) -> Kernel:
+    """The kernel of this name in a module's PTX."""
+    start = re.search(rf"^\.visible \.entry {re.escape(name)}\(", text, re.M)
+    if start is None:
         raise ImageError(500, f"no kernel {name} in the image")
+    depth = 0
+    for brace in re.finditer("[{}]", text[start.start() :]):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            break
+    end = start.start() + brace.end()
     # The other kernels of the module need not be parsed, what it declares before them does.
-    header = text[: re.search(r"^\.visible \.entry", text, re.M).start()]  # type: ignore[union-attr]
-    return Module.parse(header + found[0] + "\n").kernels[name]
+    header = text[: text.index(".visible .entry")]
+    return Module.parse(header + text[start.start() : end] + "\n").kernels[name]

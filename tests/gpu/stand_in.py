@@ -15,7 +15,7 @@ import torch
 from ptx import Kernel, Machine, PTXError
 from torch import Tensor
 
-from .images import ImageError, kernel_of
+from .images import ImageError, kernel_in, kernel_of
 from .library import Library, OnForget, OnLaunch, OnResolve, OnTask
 from .memory import DeviceMemory
 
@@ -63,10 +63,11 @@ class StandIn:
 
     def __init__(self) -> None:
         self.library: Any = Library()
-        self.approx_error: float | np.random.Generator = 0.0
+        self._options()
         self._kernels: list[Kernel] = []
         self._numbers: dict[tuple[int, str, int], int] = {}
         self._tasks: dict[int, Callable[[], None]] = {}
+        self._held: dict[int, Tensor] = {}
         self._ids = itertools.count(1)
         self._memories = [DeviceMemory(self.library, device) for device in range(2)]
         # kept alive for the library
@@ -75,12 +76,24 @@ class StandIn:
             OnLaunch(self._launch),
             OnTask(self._run_task),
             OnForget(self._forget),
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._let_go),
         )
-        self.library.connect(*self._callbacks)
+        self.library.connect(*self._callbacks[:4])
         self._runtime = self.library.runtime()
         from .host_ops import HostOps
 
         self._host_ops = HostOps(self)
+
+    def _options(self) -> None:
+        """What a test may set, until the next reset."""
+        # The part of their documented error that approximate instructions make
+        self.approx_error: float | np.random.Generator = 0.0
+        # False: launches are counted, and compute nothing
+        self.run_kernels = True
+        # Of a grid of so many blocks, those that run; None: all
+        self.blocks: Callable[[int], list[int]] | None = None
+        # PTX to run in place of a module's own, where it has a kernel of the name
+        self.ptx: str | None = None
 
     # From the library
 
@@ -89,10 +102,8 @@ class StandIn:
     ) -> int:
         try:
             if b"/torch/lib/" in file:
-                raise ImageError(
-                    801,
-                    f"torch's own kernel {name.decode()}: tests/gpu/host_ops.py has no op for it",
-                )
+                text = f"tests/gpu/host_ops.py has no operation for torch's {name.decode()}"
+                raise ImageError(801, text)
             kernel = kernel_of(image, name.decode(), capability)
         except ImageError as error:
             self.library.detail(str(error).encode())
@@ -109,7 +120,11 @@ class StandIn:
     def _launch(
         self, number: int, grid: Any, block: Any, shared_bytes: int, arguments: Any, device: int
     ) -> int:
+        if not self.run_kernels:
+            return 0
         kernel = self._kernels[number]
+        if self.ptx is not None:
+            kernel = kernel_in(self.ptx, kernel.name)
         values = [
             ctypes.string_at(arguments[i], parameter.size)
             for i, parameter in enumerate(kernel.parameters)
@@ -124,6 +139,7 @@ class StandIn:
                 undefined=undefined,
             ).launch(
                 (grid[0], grid[1], grid[2]), (block[0], block[1], block[2]), values,
+                blocks=self.blocks(grid[0]) if self.blocks is not None else None,
                 shared_bytes=shared_bytes,
             )  # fmt: skip
         except PTXError as error:
@@ -146,6 +162,9 @@ class StandIn:
     def _forget(self, number: int) -> None:
         self._tasks.pop(number, None)
 
+    def _let_go(self, number: int) -> None:
+        self._held.pop(number, None)
+
     # For host_ops.py
 
     def enqueue(self, name: str, device: int, work: Callable[[], None]) -> None:
@@ -166,6 +185,13 @@ class StandIn:
                 ctypes.c_void_p(to.data_ptr()), ctypes.c_void_p(source.data_ptr()),
                 ctypes.c_size_t(size), 4, ctypes.c_void_p(stream),
             )  # fmt: skip
+            if status == 0 and not wait and not source.is_cuda:
+                # Pinned memory is read when its turn comes, and nobody's before.
+                number = next(self._ids)
+                self._held[number] = source
+                self._runtime.cudaLaunchHostFunc(
+                    ctypes.c_void_p(stream), self._callbacks[-1], ctypes.c_void_p(number)
+                )
             if status == 0 and wait:
                 status = self._runtime.cudaStreamSynchronize(ctypes.c_void_p(stream))
             self._check(status)
@@ -203,6 +229,18 @@ class StandIn:
     def bytes_in_use(self, device: int = 0) -> int:
         return int(self.library.bytes_in_use(device))
 
+    def bytes_of(self, tensor: Tensor) -> np.ndarray:
+        """The memory of a contiguous tensor, as it is now."""
+        first = tensor.data_ptr() - self.library.base
+        part: np.ndarray = self.library.bytes[first : first + tensor.nbytes]
+        return part
+
+    def written(self, tensor: Tensor) -> np.ndarray:
+        """Which bytes of a contiguous tensor have been written, as ones."""
+        first = tensor.data_ptr() - self.library.base
+        part: np.ndarray = self.library.written_bytes[first : first + tensor.nbytes]
+        return part
+
     def trouble(self) -> str:
         """The error that every call gives since a kernel failed, or ''."""
         return str(self.library.lasting().decode())
@@ -210,7 +248,7 @@ class StandIn:
     def reset(self) -> None:
         """As a new process would find it, but for what torch holds."""
         self.library.reset()
-        self.approx_error = 0.0
+        self._options()
 
 
 _stand_in: StandIn | None = None

@@ -1,0 +1,561 @@
+"""What a call does on a GPU: launches, streams, devices, generators, graphs, faults.
+
+On the stand-in GPU, where all of it is counted and where an order that nothing ensures is not kept.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from gpu.stand_in import Events, StandIn
+from helpers import assert_same_bits, inputs, key_of
+from torch import Tensor
+
+import reparam_fused
+from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize, noise
+
+EXTENSION = _ops.cuda_extension is not None
+# Without a key, Triton may launch one small kernel more.
+WITHOUT_KEY = 1 if EXTENSION else 2
+N = 2560
+
+
+def on_gpu(*tensors: Tensor, device: str = "cuda", grad: bool = False) -> list[Tensor]:
+    return [t.to(device).requires_grad_(grad and t.is_floating_point()) for t in tensors]
+
+
+def assert_quiet(events: Events, launches: int) -> None:
+    """So many launches, and nothing else that a GPU or its driver would feel."""
+    assert len(events.launches) == launches, events.launches
+    assert events.synchronisations == []
+    assert events.copies == []
+
+
+def warm(call: Callable[[], object]) -> None:
+    """Loads modules and compiles, which a first call does."""
+    call()
+    torch.cuda.synchronize()
+
+
+# 1. The program that failed
+
+
+@pytest.mark.parametrize("shape", [(8,), (128, 20), (0,), ()])
+@pytest.mark.parametrize("own", [False, True], ids=["default generator", "generator"])
+def test_a_call_without_a_key_has_gradients(
+    cuda: torch.device, shape: tuple[int, ...], own: bool
+) -> None:
+    mu, log_var = on_gpu(*inputs(*shape), grad=True)
+    generator = torch.Generator(cuda).manual_seed(3) if own else None
+    torch.cuda.manual_seed(3)
+    z = fused_reparameterize(mu, log_var, generator=generator)
+    z.backward(torch.full_like(z, 2.0))
+    assert mu.grad is not None
+    assert log_var.grad is not None
+    assert torch.equal(mu.grad.cpu(), torch.full(shape, 2.0))
+    # 2 dz/dlog_var = sigma eps, and z = mu + sigma eps
+    expected = (z - mu).detach().double().cpu()
+    torch.testing.assert_close(log_var.grad.double().cpu(), expected, rtol=0, atol=2e-6)
+
+
+def test_training_a_vae_head_gives_the_bits_of_the_cpu(cuda: torch.device) -> None:
+    """Our ops alone are in the path: mu and log_var are the parameters of a Gaussian posterior."""
+
+    def train(device: torch.device) -> list[Tensor]:
+        mu, log_var = (t.to(device).requires_grad_() for t in inputs(16, 20))
+        target = inputs(16, 20, seed=1)[0].to(device)
+        key, losses = reparam_fused.key(7, device=device), []
+        for step in range(4):
+            z = fused_reparameterize(mu, log_var, key=reparam_fused.fold_in(key, step))
+            kl = fused_kl_divergence(mu, log_var)
+            # one multiply and one subtraction an element, which round alike everywhere
+            grads = torch.autograd.grad((z, kl), (mu, log_var), (z.detach() - target, kl.detach()))
+            with torch.no_grad():
+                for parameter, gradient in zip((mu, log_var), grads, strict=True):
+                    parameter -= gradient * 0.0625
+            losses += [z.detach(), kl.detach(), *grads]
+        return [*losses, mu.detach(), log_var.detach()]
+
+    for actual, expected in zip(train(cuda), train(torch.device("cpu")), strict=True):
+        assert_same_bits(actual, expected)
+
+
+# 2. Counts
+
+
+def strided(*shape: int) -> tuple[Tensor, Tensor]:
+    mu, log_var = inputs(shape[0], 2 * shape[1])
+    first, second = mu.cuda().chunk(2, dim=1), log_var.cuda().chunk(2, dim=1)
+    return first[0].requires_grad_(), second[1].requires_grad_()
+
+
+CASES: dict[str, Callable[[], tuple[tuple[Tensor, Tensor], dict[str, object]]]] = {
+    "key": lambda: (tuple(on_gpu(*inputs(N), grad=True)), {"key": key_of(1, device="cuda")}),
+    "no key": lambda: (tuple(on_gpu(*inputs(N), grad=True)), {}),
+    "generator": lambda: (
+        tuple(on_gpu(*inputs(N), grad=True)),
+        {"generator": torch.Generator("cuda").manual_seed(1)},
+    ),
+    "strided": lambda: (strided(64, 40), {"key": key_of(1, device="cuda")}),
+    "strided, no key": lambda: (strided(64, 40), {}),
+    "bfloat16": lambda: (
+        tuple(on_gpu(*inputs(N, dtype=torch.bfloat16), grad=True)),
+        {"key": key_of(1, device="cuda")},
+    ),
+    "bfloat16, no key": lambda: (tuple(on_gpu(*inputs(N, dtype=torch.bfloat16), grad=True)), {}),
+    "a key for each row": lambda: (
+        tuple(on_gpu(*inputs(64, 40), grad=True)),
+        {"key": reparam_fused.split(key_of(1), 64).cuda()},
+    ),
+}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("form", ["log_var", "std"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_launch_forward_and_one_backward(
+    stand_in: StandIn, both_paths: str, case: str, form: str
+) -> None:
+    (mu, scale), options = CASES[case]()
+    grad_z = torch.ones_like(mu, memory_format=torch.contiguous_format)
+
+    def forward() -> Tensor:
+        return fused_reparameterize(mu, **{form: scale}, **options)  # type: ignore[arg-type]
+
+    warm(lambda: torch.autograd.grad(forward(), (mu, scale), grad_z))
+    with stand_in.events() as events:
+        z = forward()
+    drawn = "key" not in options
+    assert_quiet(events, WITHOUT_KEY if drawn else 1)
+    with stand_in.events() as events:
+        grads = torch.autograd.grad(z, (mu, scale), grad_z)
+    assert_quiet(events, 1)
+    assert grads[0].data_ptr() == grad_z.data_ptr()
+    with stand_in.events() as events, torch.no_grad():
+        forward()
+    assert_quiet(events, WITHOUT_KEY if drawn else 1)
+
+
+def test_launches_of_the_divergence(stand_in: StandIn, both_paths: str) -> None:
+    # The gradient of mu is a product of torch's, that of log_var is ours.
+    mu, log_var = on_gpu(*inputs(N))
+    log_var.requires_grad_()
+    grad = torch.ones_like(mu)
+    warm(lambda: torch.autograd.grad(fused_kl_divergence(mu, log_var), (log_var,), grad))
+    with stand_in.events() as events:
+        kl = fused_kl_divergence(mu, log_var)
+    assert_quiet(events, 1)
+    with stand_in.events() as events:
+        torch.autograd.grad(kl, (log_var,), grad)
+    assert_quiet(events, 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_noise_is_one_launch(stand_in: StandIn, dtype: torch.dtype) -> None:
+    key = key_of(3, device="cuda")
+    keys = reparam_fused.split(key_of(3), 5).cuda()
+    warm(lambda: (noise(key, 1000, dtype=dtype), noise(keys, 5, 33, dtype=dtype)))
+    with stand_in.events() as events:
+        eps = noise(key, 1000, dtype=dtype)
+    assert_quiet(events, 1)
+    assert events.allocations == [1000 * dtype.itemsize]
+    with stand_in.events() as events:
+        noise(keys, 5, 33, dtype=dtype)
+    assert_quiet(events, 1)
+    if dtype != torch.float64:
+        assert_same_bits(eps, noise(key.cpu(), 1000, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 0, 2)])
+def test_nothing_is_launched_for_nothing(stand_in: StandIn, shape: tuple[int, ...]) -> None:
+    mu, log_var = on_gpu(*inputs(*shape), grad=True)
+    key, offset = key_of(1, device="cuda"), torch.cuda.default_generators[0].get_offset()
+    with stand_in.events() as events:
+        z = fused_reparameterize(mu, log_var, key=key)
+        torch.autograd.grad(z, (mu, log_var), z.detach())
+        kl = fused_kl_divergence(mu, log_var)
+        torch.autograd.grad(kl, (log_var,), kl.detach())
+        noise(key, *shape)
+    assert_quiet(events, 0)
+    fused_reparameterize(mu, log_var)
+    assert torch.cuda.default_generators[0].get_offset() == offset
+
+
+def test_what_a_call_allocates(stand_in: StandIn) -> None:
+    """z, and the 16 bytes of a key that is drawn; backward, one gradient."""
+    mu, log_var = on_gpu(*inputs(N), grad=True)
+    grad_z = torch.ones_like(mu)
+    warm(lambda: fused_reparameterize(mu, log_var))
+    with stand_in.events() as events:
+        z = fused_reparameterize(mu, log_var)
+    assert sorted(events.allocations) == [16, 4 * N]
+    with stand_in.events() as events:
+        torch.autograd.grad(z, (mu, log_var), grad_z)
+    assert events.allocations == [4 * N]
+
+
+# Streams and devices
+
+
+def everything(mu: Tensor, log_var: Tensor, key: Tensor | None) -> list[Tensor]:
+    """Each op of the library, one after the other."""
+    mu, log_var = mu.detach().requires_grad_(), log_var.detach().requires_grad_()
+    if key is None:
+        z, key = _ops.sample(mu.detach(), log_var.detach(), None)
+        again = _ops.sample_from_key(mu.detach(), log_var.detach(), key)
+        return [z, again]
+    z = fused_reparameterize(mu, log_var, key=key)
+    kl = fused_kl_divergence(mu, log_var)
+    ones = torch.ones_like(z)
+    grads = torch.autograd.grad((z, kl), (mu, log_var), (ones, ones))
+    return [z.detach(), kl.detach(), *grads, noise(key, 100)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("drawn", [False, True], ids=["key", "no key"])
+def test_work_goes_to_the_current_stream(cuda: torch.device, seed: int, drawn: bool) -> None:
+    """Its inputs are written late on that stream, its results are read there."""
+    mu, log_var = inputs(500)
+    key = key_of(seed)
+    late_mu, late_log_var = torch.zeros_like(mu).cuda(), torch.zeros_like(log_var).cuda()
+    late_key = torch.zeros_like(key).cuda()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for late, tensor in ((late_mu, mu), (late_log_var, log_var), (late_key, key)):
+            late.copy_(tensor.pin_memory(), non_blocking=True)
+        results = everything(late_mu, late_log_var, None if drawn else late_key)
+        stream.synchronize()
+        if drawn:
+            assert_same_bits(results[0], results[1])
+        else:
+            for actual, expected in zip(results, everything(mu, log_var, key), strict=True):
+                assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["key", "no key"])
+def test_work_goes_to_the_device_of_its_tensors(cuda: torch.device, drawn: bool) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    mu, log_var = inputs(500)
+    key = key_of(5)
+    assert torch.cuda.current_device() == 0
+    theirs = on_gpu(mu, log_var, key, device="cuda:1")
+    torch.cuda.synchronize(1)
+    results = everything(theirs[0], theirs[1], None if drawn else theirs[2])
+    assert {t.device.index for t in results} == {1}
+    assert torch.cuda.current_device() == 0
+    if drawn:
+        assert_same_bits(results[0], results[1])
+    else:
+        for actual, expected in zip(results, everything(mu, log_var, key), strict=True):
+            assert_same_bits(actual, expected)
+
+
+def test_the_generator_is_that_of_the_device(cuda: torch.device) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    first, second = torch.cuda.default_generators[:2]
+    before = first.get_offset(), second.get_offset()
+    fused_reparameterize(*on_gpu(*inputs(100), device="cuda:1"))
+    assert (first.get_offset(), second.get_offset()) == (before[0], before[1] + 100)
+
+
+def test_operands_of_two_devices_are_refused(cuda: torch.device) -> None:
+    """Also by the ops, for whoever calls them: a kernel would read another GPU's memory."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    mu, log_var = inputs(8)
+    here, there = (on_gpu(mu, log_var, key_of(1), device=f"cuda:{i}") for i in range(2))
+    for call in (
+        lambda: _ops.sample_from_key(here[0], there[1], here[2]),
+        lambda: _ops.sample_from_key(here[0], here[1], there[2]),
+        lambda: _ops.sample_from_key(here[0], log_var, here[2]),
+        lambda: _ops.sample_from_key(here[0], here[1], key_of(1)),
+        lambda: _ops.sample_backward(here[0], there[1], here[2]),
+        lambda: _ops.sample(here[0], there[1], None),
+        lambda: _ops.kl_divergence(here[0], there[1]),
+        lambda: _ops.kl_divergence_backward(here[0], there[1]),
+    ):
+        with pytest.raises(RuntimeError, match=r"on one device|on cuda:0") as error:
+            call()
+        assert not isinstance(error.value, torch.AcceleratorError)
+    torch.cuda.synchronize(0)
+    torch.cuda.synchronize(1)
+
+
+# Generators
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 1021])
+def test_a_draw_is_the_key_of_the_generators_position(
+    cuda: torch.device, n: int, dtype: torch.dtype
+) -> None:
+    """(seed, offset / 4 + 2^63), and 4 more for each Philox block."""
+    generator = torch.Generator(cuda).manual_seed(2**64 - 59)
+    generator.set_offset(4 * (2**32 - 3))
+    mu, log_var = on_gpu(*inputs(n, dtype=dtype))
+    for i in range(3):
+        before = generator.get_offset()
+        z, key = _ops.sample(mu, log_var, generator)
+        blocks = -(-n // (2 if dtype == torch.float64 else 4))
+        assert generator.get_offset() == before + 4 * blocks
+        named = key_of(2**64 - 59, before // 4 + 2**63)
+        assert torch.equal(key.cpu(), named), i
+        assert_same_bits(z, fused_reparameterize(mu, log_var, key=named.to(cuda)))
+
+
+@pytest.mark.parametrize(
+    ("mu_shape", "scale_shape"),
+    [((1,), (1000,)), ((1000,), (1,)), ((40, 1), (1, 25)), ((), (1000,))],
+)
+def test_a_draw_counts_the_blocks_of_its_output(
+    cuda: torch.device, mu_shape: tuple[int, ...], scale_shape: tuple[int, ...]
+) -> None:
+    generator = torch.Generator(cuda).manual_seed(1)
+    mu, log_var = inputs(*mu_shape)[0].cuda(), inputs(*scale_shape)[1].cuda()
+    fused_reparameterize(mu, log_var, generator=generator)
+    assert generator.get_offset() == 1000
+
+
+def test_seeds_and_keys_name_different_streams(cuda: torch.device) -> None:
+    torch.cuda.manual_seed(42)
+    mu, log_var = torch.zeros(64, device=cuda), torch.zeros(64, device=cuda)
+    drawn = fused_reparameterize(mu, log_var)
+    named = fused_reparameterize(mu, log_var, key=key_of(42, device=cuda))
+    assert (drawn != named).float().mean() > 0.9
+
+
+def test_threads_share_a_generator(stand_in: StandIn) -> None:
+    """No draw is lost: the generator moves on by the blocks of all."""
+    stand_in.run_kernels = False
+    mu, log_var = on_gpu(*inputs(8))
+    generator = torch.Generator("cuda").manual_seed(1)
+    warm(lambda: fused_reparameterize(mu, log_var, generator=generator))
+    generator.manual_seed(1)
+    barrier, calls = threading.Barrier(4), 3000
+
+    def draw() -> None:
+        with torch.no_grad():
+            barrier.wait()
+            for _ in range(calls):
+                fused_reparameterize(mu, log_var, generator=generator)
+
+    threads = [threading.Thread(target=draw) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert generator.get_offset() == 4 * calls * 8
+
+
+# Graphs
+
+
+@pytest.fixture
+def caching_allocator(cuda: torch.device) -> Iterator[None]:
+    torch.cuda.memory.caching_allocator_enable(True)
+    yield
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    if torch.cuda.get_device_name() == "stand-in GPU":
+        torch.cuda.memory.caching_allocator_enable(False)
+
+
+@pytest.mark.parametrize("warmed", [True, False], ids=["warmed", "first of all"])
+@pytest.mark.parametrize("given", [False, True], ids=["no key", "key"])
+@pytest.mark.parametrize("side", [False, True], ids=["one stream", "side stream"])
+def test_capture_and_replay(
+    cuda: torch.device, caching_allocator: None, warmed: bool, given: bool, side: bool
+) -> None:
+    """Three replays are three eager calls from the same state; with a key they are one."""
+    mu, log_var = on_gpu(*inputs(33), grad=True)
+    grad_z = torch.ones_like(mu)
+    key = key_of(3, device=cuda) if given else None
+
+    def step() -> tuple[Tensor, Tensor]:
+        z = fused_reparameterize(mu, log_var, key=key)
+        (grad_log_var,) = torch.autograd.grad(z, (log_var,), grad_z)
+        return z.detach(), grad_log_var
+
+    if warmed:
+        step()
+        torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    other = torch.cuda.Stream()
+    with torch.cuda.graph(graph):
+        if side:
+            main = torch.cuda.current_stream()
+            other.wait_stream(main)
+            with torch.cuda.stream(other):
+                results = step()
+            main.wait_stream(other)
+        else:
+            results = step()
+    torch.cuda.manual_seed(5)
+    rows = []
+    for _ in range(3):
+        graph.replay()
+        rows.append([t.clone() for t in results])
+    after = torch.cuda.default_generators[0].get_offset()
+    torch.cuda.manual_seed(5)
+    for row in rows:
+        for actual, expected in zip(row, step(), strict=True):
+            assert_same_bits(actual, expected)
+    if given:
+        assert_same_bits(rows[0][0], rows[1][0])
+    else:
+        assert torch.cuda.default_generators[0].get_offset() == after
+        for i in range(3):
+            assert (rows[i][0] != rows[i - 1][0]).float().mean() > 0.9
+
+
+def test_two_draws_of_one_graph(cuda: torch.device, caching_allocator: None) -> None:
+    """The second begins where the first ends, and a replay where the one before ended."""
+    mu, log_var = on_gpu(*inputs(33))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        (first, first_key), (second, second_key) = (
+            _ops.sample(mu, log_var, None) for _ in range(2)
+        )
+    torch.cuda.manual_seed(5)
+    keys = []
+    for _ in range(2):
+        graph.replay()
+        for z, key in ((first, first_key), (second, second_key)):
+            assert_same_bits(z, _ops.sample_from_key(mu, log_var, key))
+            keys.append(key.cpu())
+    blocks = -(-33 // 4)
+    assert [int(key[0]) for key in keys] == [5] * 4
+    assert [int(key[1]) for key in keys] == [2**63 + i * blocks for i in range(4)]
+
+
+# Faults
+
+
+def test_out_of_memory_draws_nothing(stand_in: StandIn, caching_allocator: None) -> None:
+    """At the first allocation of a call, and at the second."""
+    mu, log_var = on_gpu(*inputs(N))
+    generator = torch.cuda.default_generators[0]
+    warm(lambda: fused_reparameterize(mu, log_var))
+    before = generator.get_offset(), mu.clone(), log_var.clone()
+    for allowed in (0, 1):
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.memory.caching_allocator_enable(False)
+        stand_in.fail("cudaMalloc", 2, after=allowed)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fused_reparameterize(mu, log_var)
+        torch.cuda.memory.caching_allocator_enable(True)
+        assert generator.get_offset() == before[0]
+    assert torch.equal(mu, before[1])
+    assert torch.equal(log_var, before[2])
+
+
+def test_a_failed_launch_is_an_error_and_draws_nothing(stand_in: StandIn) -> None:
+    mu, log_var = on_gpu(*inputs(N))
+    key = key_of(1, device="cuda")
+    generator = torch.cuda.default_generators[0]
+    function = "cudaLaunchKernel" if EXTENSION else "cuLaunchKernel"
+    calls: list[Callable[[], object]] = [
+        lambda: fused_reparameterize(mu, log_var),
+        lambda: fused_reparameterize(mu, log_var, key=key),
+        lambda: _ops.sample_backward(mu, log_var, key),
+        lambda: fused_kl_divergence(mu, log_var),
+        lambda: _ops.kl_divergence_backward(mu, log_var),
+        lambda: noise(key, 100),
+    ]
+    for call in calls:
+        warm(call)
+        offset, used = generator.get_offset(), stand_in.bytes_in_use()
+        stand_in.fail(function, 719)
+        with pytest.raises(RuntimeError, match="launch failure"):
+            call()
+        assert generator.get_offset() == offset
+        assert stand_in.bytes_in_use() == used
+        call()  # and the next one works
+        torch.cuda.synchronize()
+
+
+def test_an_earlier_kernels_fault_keeps_its_name(stand_in: StandIn) -> None:
+    """It is not blamed on a missing binary, and not cleared."""
+    mu, log_var = on_gpu(*inputs(8), device="cuda:1")
+    torch.cuda.synchronize(1)
+    stand_in.fail("cudaLaunchKernel" if EXTENSION else "cuLaunchKernel", 700, lasting=True)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            fused_reparameterize(mu, log_var)
+
+
+@pytest.mark.skipif(not EXTENSION, reason="Triton compiles for the device it finds")
+def test_a_device_without_a_binary_is_named(stand_in: StandIn, tmp_path: Path) -> None:
+    """In a process of its own, for a device is asked once."""
+    program = tmp_path / "old_device.py"
+    program.write_text(
+        "import torch\n"
+        "from gpu.stand_in import attach\n"
+        "from reparam_fused import fused_reparameterize\n"
+        "attach().set_capability(0, 75)\n"
+        "mu = torch.zeros(8, device='cuda')\n"
+        "for _ in range(2):\n"
+        "    try:\n"
+        "        fused_reparameterize(mu, mu)\n"
+        "    except RuntimeError as error:\n"
+        "        print(error)\n"
+        "print(torch.cuda.default_generators[0].get_offset(), mu.sum().item())\n"
+        "mu = torch.zeros(8, device='cuda:1')\n"
+        "print(fused_reparameterize(mu, mu).isfinite().all().item())\n"
+    )
+    run = Path(__file__).parent / "gpu" / "run.py"
+    done = subprocess.run(
+        [sys.executable, "-P", str(run), str(program)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third, fourth = done.stdout.splitlines()
+    assert first == second
+    assert "no CUDA binary for a device of compute capability 7.5" in first
+    assert 'TORCH_CUDA_ARCH_LIST="7.5"' in first
+    assert third == "0 0.0"
+    assert fourth == "True"
+
+
+# Indices beyond 32 bits
+
+
+@pytest.mark.parametrize("layout", ["rows", "elements"])
+def test_more_than_2_31_elements(stand_in: StandIn, layout: str) -> None:
+    """Some blocks of the grid run, and what they write is looked at; nobody touches the rest."""
+    row = inputs(64 if layout == "rows" else 63, dtype=torch.bfloat16)[0]
+    count = (2**31 + 2**20) // row.numel()
+    key = key_of(17, 2**64 - 2**28)
+    blocks: list[int] = []
+
+    def some(grid: int) -> list[int]:
+        blocks[:] = [0, 1, grid // 3, grid // 2, grid - 2, grid - 1]
+        return blocks
+
+    stand_in.blocks = some
+    mu = row.cuda().expand(count, row.numel())
+    z = fused_reparameterize(mu, mu, key=key.cuda())
+    torch.cuda.synchronize()
+    elements = z.numel() // (blocks[-1] + 1) // 4 * 4
+    at = torch.from_numpy(stand_in.written(z)).view(-1, 2)
+    seen = 0
+    for block in blocks:
+        first = min(block * elements, z.numel() - 256)
+        start = (first - 1024) // 4 * 4
+        start = max(0, min(start, z.numel() - 4096))
+        window = slice(start, start + 4096)
+        written = at[window].all(1)
+        seen += int(written.sum())
+        host = torch.from_numpy(stand_in.bytes_of(z)).view(torch.bfloat16)[window]
+        x = row[(torch.arange(4096) + start) % row.numel()]
+        seed, offset = key.tolist()
+        expected = _ops.sample_from_key(x, x, key_of(seed, offset + start // 4))
+        assert_same_bits(host[written], expected[written])
+    assert seen >= 6 * 100
