@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -357,22 +357,10 @@ def test_threads_share_a_generator(stand_in: StandIn) -> None:
 # Graphs
 
 
-@pytest.fixture
-def caching_allocator(cuda: torch.device) -> Iterator[None]:
-    torch.cuda.memory.caching_allocator_enable(True)
-    yield
-    torch.cuda.synchronize()
-    torch.cuda.empty_cache()
-    if torch.cuda.get_device_name() == "stand-in GPU":
-        torch.cuda.memory.caching_allocator_enable(False)
-
-
 @pytest.mark.parametrize("warmed", [True, False], ids=["warmed", "first of all"])
 @pytest.mark.parametrize("given", [False, True], ids=["no key", "key"])
 @pytest.mark.parametrize("side", [False, True], ids=["one stream", "side stream"])
-def test_capture_and_replay(
-    cuda: torch.device, caching_allocator: None, warmed: bool, given: bool, side: bool
-) -> None:
+def test_capture_and_replay(cuda: torch.device, warmed: bool, given: bool, side: bool) -> None:
     """Three replays are three eager calls from the same state; with a key they are one."""
     mu, log_var = on_gpu(*inputs(33), grad=True)
     grad_z = torch.ones_like(mu)
@@ -415,7 +403,7 @@ def test_capture_and_replay(
             assert (rows[i][0] != rows[i - 1][0]).float().mean() > 0.9
 
 
-def test_two_draws_of_one_graph(cuda: torch.device, caching_allocator: None) -> None:
+def test_two_draws_of_one_graph(cuda: torch.device) -> None:
     """The second begins where the first ends, and a replay where the one before ended."""
     mu, log_var = on_gpu(*inputs(33))
     graph = torch.cuda.CUDAGraph()
@@ -438,20 +426,16 @@ def test_two_draws_of_one_graph(cuda: torch.device, caching_allocator: None) -> 
 # Faults
 
 
-def test_out_of_memory_draws_nothing(stand_in: StandIn, caching_allocator: None) -> None:
+def test_out_of_memory_draws_nothing(stand_in: StandIn) -> None:
     """At the first allocation of a call, and at the second."""
     mu, log_var = on_gpu(*inputs(N))
     generator = torch.cuda.default_generators[0]
     warm(lambda: fused_reparameterize(mu, log_var))
     before = generator.get_offset(), mu.clone(), log_var.clone()
     for allowed in (0, 1):
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.memory.caching_allocator_enable(False)
         stand_in.fail("cudaMalloc", 2, after=allowed)
         with pytest.raises(RuntimeError, match="out of memory"):
             fused_reparameterize(mu, log_var)
-        torch.cuda.memory.caching_allocator_enable(True)
         assert generator.get_offset() == before[0]
     assert torch.equal(mu, before[1])
     assert torch.equal(log_var, before[2])

@@ -35,6 +35,7 @@ using OnLaunch = int (*)(int kernel, const unsigned* grid, const unsigned* block
                          unsigned shared_bytes, void** arguments, int device);
 using OnTask = int (*)(long id);
 using OnForget = void (*)(long id);
+using OnCapture = void (*)(int begins);
 
 struct Fault {
   std::string function;
@@ -69,6 +70,7 @@ struct State {
   OnLaunch on_launch = nullptr;
   OnTask on_task = nullptr;
   OnForget on_forget = nullptr;
+  OnCapture on_capture = nullptr;
 };
 
 // Never destroyed: torch releases streams and memory as the process ends.
@@ -555,6 +557,7 @@ Status begin_capture(Stream* stream, int mode) {
       ++s.captures_made, mode, std::this_thread::get_id(), stream, std::make_unique<Graph>()}));
   stream->capture = s.captures.back().get();
   stream->frontier.clear();
+  if (s.on_capture != nullptr) s.on_capture(1);
   return kSuccess;
 }
 
@@ -586,6 +589,7 @@ Status end_capture(Stream* stream, Graph** graph) {
   }
   s.captures.erase(std::find_if(s.captures.begin(), s.captures.end(),
                                 [=](const auto& c) { return c.get() == capture; }));
+  if (s.on_capture != nullptr) s.on_capture(0);
   if (invalid) return fail(kCaptureInvalidated, "an earlier call was not permitted");
   if (std::find(joined.begin(), joined.end(), 0) != joined.end()) return kCaptureUnjoined;
   *graph = made.release();
@@ -694,13 +698,14 @@ void reset() {
 using namespace stand_in;
 
 API void stand_in_connect(OnResolve on_resolve, OnLaunch on_launch, OnTask on_task,
-                          OnForget on_forget) {
+                          OnForget on_forget, OnCapture on_capture) {
   const Guard guard;
   State& s = state();
   s.on_resolve = on_resolve;
   s.on_launch = on_launch;
   s.on_task = on_task;
   s.on_forget = on_forget;
+  s.on_capture = on_capture;
 }
 API void* stand_in_arena() { return state().arena; }
 API void* stand_in_written() { return state().written; }

@@ -16,9 +16,11 @@ OnLaunch = ctypes.CFUNCTYPE(
 )  # fmt: skip
 OnTask = ctypes.CFUNCTYPE(c_int, c_long)
 OnForget = ctypes.CFUNCTYPE(None, c_long)
+OnCapture = ctypes.CFUNCTYPE(None, c_int)
+OnHostFunction = ctypes.CFUNCTYPE(None, c_void_p)
 
 _SIGNATURES = {
-    "connect": (None, OnResolve, OnLaunch, OnTask, OnForget),
+    "connect": (None, OnResolve, OnLaunch, OnTask, OnForget, OnCapture),
     "arena": (c_void_p,),
     "written": (c_void_p,),
     "arena_bytes": (c_size_t,),

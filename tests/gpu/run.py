@@ -4,11 +4,15 @@ python tests/gpu/run.py SCRIPT [ARGS]            by the CUDA extension
 python tests/gpu/run.py --triton SCRIPT [ARGS]   by the Triton kernels
 python tests/gpu/run.py -m MODULE [ARGS]         a module, such as pytest
 
+With --caching, torch's allocator keeps memory and counts it, as on a GPU; without, every tensor is
+an allocation of its own, so that an access beyond its end is found.
+
 README.md of tests/ says what it shows and what it cannot.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import runpy
 import sys
@@ -34,40 +38,44 @@ def environment(folder: Path, triton: bool) -> dict[str, str]:
     }
 
 
-def start(arguments: list[str]) -> None:
+def start(arguments: argparse.Namespace) -> None:
     """Become a process with the stand-in under it."""
     from gpu.build import Unavailable, build
 
-    triton = arguments[:1] == ["--triton"]
     try:
         folder = build()
     except Unavailable as reason:
         # Not an error: a machine without CUDA's headers tests what it can.
         print(f"no stand-in GPU: {reason}")
         return
-    command = [sys.executable, "-P", str(Path(__file__)), *arguments[triton:]]
-    os.execve(sys.executable, command, environment(folder, triton))
+    command = [sys.executable, "-P", str(Path(__file__)), *sys.argv[1:]]
+    os.execve(sys.executable, command, environment(folder, arguments.triton))
 
 
 def main() -> None:
     """The program that the command line names, where its own command line is the rest."""
     sys.path.insert(0, str(TESTS))
-    arguments = sys.argv[1:]
-    if not arguments or arguments[0] in ("-h", "--help"):
-        raise SystemExit(__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--triton", action="store_true")
+    parser.add_argument("--caching", action="store_true")
+    parser.add_argument("-m", dest="module", action="store_true")
+    parser.add_argument("program")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
     if ACTIVE not in os.environ:
         start(arguments)
         return
     from gpu.stand_in import attach
 
-    attach()
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    attach(arguments.caching)
+    sys.argv = [arguments.program, *arguments.arguments]
+    if arguments.module:
+        runpy.run_module(arguments.program, run_name="__main__", alter_sys=True)
     else:
-        sys.argv = arguments
-        sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
-        runpy.run_path(arguments[0], run_name="__main__")
+        sys.path.insert(0, str(Path(arguments.program).resolve().parent))
+        runpy.run_path(arguments.program, run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,15 @@ from ptx import Kernel, Machine, PTXError
 from torch import Tensor
 
 from .images import ImageError, kernel_in, kernel_of
-from .library import Library, OnForget, OnLaunch, OnResolve, OnTask
+from .library import (
+    Library,
+    OnCapture,
+    OnForget,
+    OnHostFunction,
+    OnLaunch,
+    OnResolve,
+    OnTask,
+)
 from .memory import DeviceMemory
 
 
@@ -61,10 +69,11 @@ class Events:
 class StandIn:
     """Kernels, work of the host and its log. One for a process."""
 
-    def __init__(self) -> None:
+    def __init__(self, caching: bool) -> None:
         self.library: Any = Library()
         self._options()
-        self._kernels: list[Kernel] = []
+        self.caching = caching
+        self._kernels: list[Kernel | None] = []
         self._numbers: dict[tuple[int, str, int], int] = {}
         self._tasks: dict[int, Callable[[], None]] = {}
         self._held: dict[int, Tensor] = {}
@@ -76,9 +85,10 @@ class StandIn:
             OnLaunch(self._launch),
             OnTask(self._run_task),
             OnForget(self._forget),
-            ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._let_go),
+            OnCapture(self._capture),
+            OnHostFunction(self._let_go),
         )
-        self.library.connect(*self._callbacks[:4])
+        self.library.connect(*self._callbacks[:5])
         self._runtime = self.library.runtime()
         from .host_ops import HostOps
 
@@ -100,6 +110,10 @@ class StandIn:
     def _resolve(
         self, image: int, file: bytes, name: bytes, capability: int, sizes: Any, count: Any
     ) -> int:
+        if b"spin_kernel" in name:  # torch.cuda._sleep
+            sizes[0], count[0] = 8, 1
+            self._kernels.append(None)
+            return len(self._kernels) - 1
         try:
             if b"/torch/lib/" in file:
                 text = f"tests/gpu/host_ops.py has no operation for torch's {name.decode()}"
@@ -120,9 +134,9 @@ class StandIn:
     def _launch(
         self, number: int, grid: Any, block: Any, shared_bytes: int, arguments: Any, device: int
     ) -> int:
-        if not self.run_kernels:
-            return 0
         kernel = self._kernels[number]
+        if not self.run_kernels or kernel is None:
+            return 0
         if self.ptx is not None:
             kernel = kernel_in(self.ptx, kernel.name)
         values = [
@@ -161,6 +175,11 @@ class StandIn:
 
     def _forget(self, number: int) -> None:
         self._tasks.pop(number, None)
+
+    def _capture(self, begins: int) -> None:
+        """A capture needs torch's caching allocator: CUDA's own is refused within it."""
+        if not self.caching:
+            torch._C._cuda_cudaCachingAllocator_enable(bool(begins))
 
     def _let_go(self, number: int) -> None:
         self._held.pop(number, None)
@@ -254,12 +273,14 @@ class StandIn:
 _stand_in: StandIn | None = None
 
 
-def attach() -> StandIn:
-    """The stand-in of this process, which run.py has started."""
+def attach(caching: bool = False) -> StandIn:
+    """The stand-in of this process, which run.py has started.
+
+    Without caching every tensor is an allocation of its own, so that its bounds are known.
+    """
     global _stand_in
     if _stand_in is None:
-        _stand_in = StandIn()
-        # Every tensor is an allocation of its own, so that its bounds are known; what needs
-        # the caching allocator, graphs among it, turns it on.
-        torch._C._cuda_cudaCachingAllocator_enable(False)  # torch.cuda's own waits for CUDA
+        _stand_in = StandIn(caching)
+        # torch.cuda's own function waits until CUDA is initialised.
+        torch._C._cuda_cudaCachingAllocator_enable(caching)
     return _stand_in

@@ -289,7 +289,7 @@ def caching_allocator(stand_in: StandIn) -> Iterator[None]:
     torch.cuda.memory.caching_allocator_enable(False)
 
 
-def test_a_capture_runs_nothing_and_a_replay_all(twice: _Twice, caching_allocator: None) -> None:
+def test_a_capture_runs_nothing_and_a_replay_all(twice: _Twice) -> None:
     x, y = torch.ones(8, device="cuda"), torch.zeros(8, device="cuda")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -303,7 +303,7 @@ def test_a_capture_runs_nothing_and_a_replay_all(twice: _Twice, caching_allocato
 
 
 @pytest.mark.parametrize("waits", [True, False])
-def test_side_streams_of_a_capture(twice: _Twice, caching_allocator: None, waits: bool) -> None:
+def test_side_streams_of_a_capture(twice: _Twice, waits: bool) -> None:
     """Branches that nothing orders are replayed in another order than they were captured in."""
     x, y = torch.ones(8, device="cuda"), torch.zeros(8, device="cuda")
     graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
@@ -338,9 +338,7 @@ def _allocate() -> None:
 
 
 @pytest.mark.parametrize("call", [_wait, _wait_for_all, _read, _allocate])
-def test_what_a_capture_does_not_allow(
-    stand_in: StandIn, caching_allocator: None, call: Callable[[], None]
-) -> None:
+def test_what_a_capture_does_not_allow(stand_in: StandIn, call: Callable[[], None]) -> None:
     x = torch.ones(8, device="cuda")
 
     def capture() -> None:
@@ -351,13 +349,10 @@ def test_what_a_capture_does_not_allow(
 
     with pytest.raises(torch.AcceleratorError, match="previous error during capture"):
         capture()
-    torch.cuda.memory.caching_allocator_enable(True)
     assert x.sum() == 8
 
 
-def test_an_allocation_is_refused_to_other_threads_too(
-    stand_in: StandIn, caching_allocator: None
-) -> None:
+def test_an_allocation_is_refused_to_other_threads_too(stand_in: StandIn) -> None:
     errors: list[BaseException] = []
 
     def allocate() -> None:
@@ -379,11 +374,10 @@ def test_an_allocation_is_refused_to_other_threads_too(
                 thread.join()
         except torch.AcceleratorError:
             assert refused
-        torch.cuda.memory.caching_allocator_enable(True)
         assert len(errors) == refused
 
 
-def test_a_capture_has_to_join_its_streams(stand_in: StandIn, caching_allocator: None) -> None:
+def test_a_capture_has_to_join_its_streams(stand_in: StandIn) -> None:
     side, x = torch.cuda.Stream(), torch.ones(8, device="cuda")
 
     def capture() -> None:
@@ -396,7 +390,7 @@ def test_a_capture_has_to_join_its_streams(stand_in: StandIn, caching_allocator:
         capture()
 
 
-def test_work_from_outside_a_capture(stand_in: StandIn, caching_allocator: None) -> None:
+def test_work_from_outside_a_capture(stand_in: StandIn) -> None:
     event, x = torch.cuda.Event(), torch.ones(8, device="cuda")
     event.record()
 
