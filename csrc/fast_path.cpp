@@ -73,6 +73,7 @@ Tensor sample_backward(const Tensor& grad_z, const std::optional<Tensor>& log_va
 struct LogVarBackward : Function<LogVarBackward> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_z, const Tensor& log_var,
                         const Tensor& key) {
+    ctx->set_materialize_grads(false);
     ctx->save_for_backward({grad_z, log_var, key});
     return sample_backward(grad_z, log_var, key);
   }
@@ -92,6 +93,7 @@ struct LogVarBackward : Function<LogVarBackward> {
 // grad_std = grad_z eps
 struct StdBackward : Function<StdBackward> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad_z, const Tensor& key) {
+    ctx->set_materialize_grads(false);
     ctx->save_for_backward({key});
     return sample_backward(grad_z, std::nullopt, key);
   }
@@ -116,6 +118,7 @@ struct FusedSample : Function<FusedSample> {
     } else {
       std::tie(z, key) = sample(mu, scale, generator, name_of(form));
     }
+    ctx->set_materialize_grads(false);
     if (scale.requires_grad()) {
       ctx->save_for_backward(form == kStd ? variable_list{key} : variable_list{key, scale});
     }
@@ -159,6 +162,7 @@ Tensor kl_divergence_backward(const Tensor& grad, const Tensor& log_var) {
 // and half of grad more.
 struct KlDivergenceBackward : Function<KlDivergenceBackward> {
   static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& log_var) {
+    ctx->set_materialize_grads(false);
     ctx->save_for_backward({grad, log_var});
     return kl_divergence_backward(grad, log_var);
   }
@@ -179,6 +183,7 @@ struct KlDivergenceBackward : Function<KlDivergenceBackward> {
 
 struct FusedKlDivergence : Function<FusedKlDivergence> {
   static Tensor forward(AutogradContext* ctx, const Tensor& mu, const Tensor& log_var) {
+    ctx->set_materialize_grads(false);
     ctx->save_for_backward(
         {mu.requires_grad() ? mu : Tensor(), log_var.requires_grad() ? log_var : Tensor()});
     return kl_divergence(mu, log_var);

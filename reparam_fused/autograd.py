@@ -30,6 +30,13 @@ def batch_first(t: Tensor, dim: int | None, rank: int) -> Tensor:
     return t.reshape(t.shape[0], *[1] * (rank - t.dim() + 1), *t.shape[1:])
 
 
+def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Of two parts of a tangent, of which None is zero and costs nothing."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
+
+
 def _vmap(
     op: Callable[..., Tensor],
     info: Any,
@@ -80,29 +87,31 @@ class FusedSampleBackward(torch.autograd.Function):
         grad_z, scale, key, *ctx.options = inputs
         # A std's gradient is linear in grad_z, which is then not needed again.
         saved = (key,) if scale is None else (key, grad_z, scale)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
         ctx.shape, ctx.dtype = grad_z.shape, grad_z.dtype
 
     @staticmethod
-    def jvp(ctx: Any, grad_z_t: Tensor | None, scale_t: Tensor | None, *_: None) -> Tensor:
+    def jvp(ctx: Any, grad_z_t: Tensor | None, scale_t: Tensor | None, *_: None) -> Tensor | None:
         key, grad_z, scale = (*ctx.saved_tensors, None, None)[:3]
-        tangent = torch.zeros((), dtype=ctx.dtype, device=key.device)
+        by_grad_z = by_scale = None
         if grad_z_t is not None:
-            tangent = tangent + FusedSampleBackward.apply(grad_z_t, scale, key, *ctx.options)
+            by_grad_z = FusedSampleBackward.apply(grad_z_t, scale, key, *ctx.options)
         if scale_t is not None:
-            by_scale = FusedSampleBackward.apply(grad_z * scale_t, scale, key, *ctx.options)
-            tangent = tangent + 0.5 * by_scale
-        return tangent
+            by_scale = FusedSampleBackward.apply(grad_z * scale_t, scale, key, *ctx.options) * 0.5
+        return total(by_grad_z, by_scale)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
         return _vmap(FusedSampleBackward.apply, info, in_dims, *args)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        key, grad_z, scale = (*ctx.saved_tensors, None, None)[:3]
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_grad_z = grad_scale = None
+        if grad is None:
+            return grad_grad_z, grad_scale, None, *_NO_GRADIENTS
+        key, grad_z, scale = (*ctx.saved_tensors, None, None)[:3]
         if ctx.needs_input_grad[0]:
             by_grad_z = FusedSampleBackward.apply(grad, scale, key, *ctx.options)
             grad_grad_z = by_grad_z.sum_to_size(ctx.shape).to(ctx.dtype)
@@ -139,8 +148,10 @@ class TracedSample(torch.autograd.Function):
             ctx.save_for_backward(*((key, scale) if form == "log_var" else (key,)))
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_z: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_mu = grad_scale = None
+        if grad_z is None:
+            return grad_mu, grad_scale, None, *_NO_GRADIENTS
         if ctx.needs_input_grad[0]:
             grad_mu = grad_z.sum_to_size(ctx.mu_shape).to(ctx.mu_dtype)
         if ctx.needs_input_grad[1]:
@@ -156,21 +167,21 @@ class FusedSample(TracedSample):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedSample.setup_context(ctx, inputs, output)
+        # Or each backward would fill one for the key that FusedDraw returns.
+        ctx.set_materialize_grads(False)
         _, scale, key, form, *_ = inputs
         ctx.save_for_forward(*((key, scale) if form == "log_var" else (key,)))
         ctx.shape, ctx.dtype = output.shape, output.dtype
 
     @staticmethod
-    def jvp(ctx: Any, mu_t: Tensor | None, scale_t: Tensor | None, *_: None) -> Tensor:
+    def jvp(ctx: Any, mu_t: Tensor | None, scale_t: Tensor | None, *_: None) -> Tensor | None:
         key, scale = (*ctx.saved_tensors, None)[:2]
-        tangent = torch.zeros((), dtype=ctx.dtype, device=key.device).expand(ctx.shape)
-        if mu_t is not None:
-            tangent = tangent + mu_t
+        by_scale = None
         if scale_t is not None:
             scale_t = scale_t.expand(ctx.shape)
             by_scale = FusedSampleBackward.apply(scale_t, scale, key, *ctx.options)
-            tangent = tangent + by_scale
-        return tangent.to(ctx.dtype)
+        tangent = total(mu_t, by_scale)
+        return None if tangent is None else tangent.expand(ctx.shape).to(ctx.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int]:
@@ -194,11 +205,13 @@ class FusedDraw(torch.autograd.Function):
         FusedSample.setup_context(ctx, (mu, scale, key, form, None, None), output[0])
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_z: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         return *FusedSample.backward(ctx, grad_z)[:2], None, None
 
     @staticmethod
-    def jvp(ctx: Any, mu_t: Tensor | None, scale_t: Tensor | None, *_: None) -> tuple[Tensor, None]:
+    def jvp(
+        ctx: Any, mu_t: Tensor | None, scale_t: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, None]:
         return FusedSample.jvp(ctx, mu_t, scale_t), None
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _ops, _validate, functional
-from .autograd import batch_first, rank_of
+from .autograd import batch_first, rank_of, total
 
 # As functional.plain_call
 plain_call: Callable[..., Tensor | None] = getattr(
@@ -39,28 +39,32 @@ class KlDivergenceBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs)
         ctx.save_for_forward(*inputs)
         ctx.dtype = output.dtype
 
     @staticmethod
-    def jvp(ctx: Any, grad_t: Tensor | None, log_var_t: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, grad_t: Tensor | None, log_var_t: Tensor | None) -> Tensor | None:
         grad, log_var = ctx.saved_tensors
-        tangent = torch.zeros((), dtype=ctx.dtype, device=grad.device)
+        by_grad = by_log_var = None
         if grad_t is not None:
-            tangent = tangent + KlDivergenceBackward.apply(grad_t, log_var)
+            by_grad = KlDivergenceBackward.apply(grad_t, log_var)
         if log_var_t is not None:
-            tangent = tangent + _by_log_var(grad * log_var_t, log_var)
-        return tangent.to(ctx.dtype)
+            by_log_var = _by_log_var(grad * log_var_t, log_var)
+        tangent = total(by_grad, by_log_var)
+        return None if tangent is None else tangent.to(ctx.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         return _vmap(KlDivergenceBackward.apply, info, in_dims, *args)
 
     @staticmethod
-    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        grad, log_var = ctx.saved_tensors
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         grad_grad = grad_log_var = None
+        if grad_out is None:
+            return grad_grad, grad_log_var
+        grad, log_var = ctx.saved_tensors
         if ctx.needs_input_grad[0]:
             by_grad = KlDivergenceBackward.apply(grad_out, log_var)
             grad_grad = by_grad.sum_to_size(grad.shape).to(grad.dtype)
@@ -92,9 +96,11 @@ class TracedKlDivergence(torch.autograd.Function):
         ctx.save_for_backward(*kept)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        mu, log_var = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         grad_mu = grad_log_var = None
+        if grad is None:
+            return grad_mu, grad_log_var
+        mu, log_var = ctx.saved_tensors
         if mu is not None:
             grad_mu = (grad * mu).sum_to_size(mu.shape).to(mu.dtype)
         if log_var is not None:
@@ -109,18 +115,20 @@ class KlDivergence(TracedKlDivergence):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         TracedKlDivergence.setup_context(ctx, inputs, output)
+        ctx.set_materialize_grads(False)
         ctx.save_for_forward(*inputs)
         ctx.shape, ctx.dtype = output.shape, output.dtype
 
     @staticmethod
-    def jvp(ctx: Any, mu_t: Tensor | None, log_var_t: Tensor | None) -> Tensor:
+    def jvp(ctx: Any, mu_t: Tensor | None, log_var_t: Tensor | None) -> Tensor | None:
         mu, log_var = ctx.saved_tensors
-        tangent = torch.zeros((), dtype=ctx.dtype, device=log_var.device).expand(ctx.shape)
+        by_mu = by_log_var = None
         if mu_t is not None:
-            tangent = tangent + mu * mu_t
+            by_mu = mu * mu_t
         if log_var_t is not None:
-            tangent = tangent + KlDivergenceBackward.apply(log_var_t, log_var)
-        return tangent.to(ctx.dtype)
+            by_log_var = KlDivergenceBackward.apply(log_var_t, log_var)
+        tangent = total(by_mu, by_log_var)
+        return None if tangent is None else tangent.expand(ctx.shape).to(ctx.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import torch
 from helpers import assert_same_bits, eager, inputs, key_of
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparam_fused
-from reparam_fused import _ops, fused_reparameterize
+from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize
+from reparam_fused.autograd import FusedSample
 
 KEY = key_of(21, 2**32 - 2)
 
@@ -217,3 +220,76 @@ def test_opcheck_of_the_op_that_draws() -> None:
 
 def test_opcheck_of_the_key_in_a_graph() -> None:
     torch.library.opcheck(_ops.traced_key, (torch.device("cpu"),))
+
+
+NOT_KERNELS = {
+    "aten::detach", "aten::expand", "aten::view",
+    "aten::is_same_size", "aten::_has_same_storage_numel",
+}  # fmt: skip
+
+
+class Ops(TorchDispatchMode):
+    """The names of the ops that are called within it, but for those that move no data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.name() not in NOT_KERNELS:
+            self.names.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("form", ["log_var", "std"])
+@pytest.mark.parametrize("call", ["key", "no key", "op"])
+def test_a_backward_is_one_op(both_paths: str, call: str, form: str) -> None:
+    """On a GPU one kernel: nothing is filled for the gradient of a key, which none has."""
+    mu, scale = leaves(33, 5)
+    if call == "op":
+        z, _ = _ops.sample(mu, scale, None, form)
+    else:
+        options: dict[str, Any] = {form: scale, "key": KEY if call == "key" else None}
+        z = fused_reparameterize(mu, **options)
+    grad_z = torch.ones_like(z)
+    with Ops() as ops:
+        torch.autograd.grad(z, (mu, scale), grad_z)
+    assert ops.names == ["reparam_fused::sample_backward"]
+
+
+@pytest.mark.parametrize("form", ["log_var", "std"])
+def test_a_tangent_is_one_op(form: str) -> None:
+    mu, scale = inputs(33, 5)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(scale, torch.ones_like(scale))
+        with Ops() as ops:
+            FusedSample.apply(mu, dual, KEY, form, None, None)
+    assert ops.names == ["reparam_fused::sample_from_key", "reparam_fused::sample_backward"]
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("with_key", [True, False])
+def test_no_gradient_stays_none(both_paths: str, with_key: bool) -> None:
+    """And nothing is computed, of the second order too."""
+    mu, log_var = leaves(33, 5)
+    z = fused_reparameterize(mu, log_var, key=KEY if with_key else None)
+    kl = fused_kl_divergence(mu, log_var)
+    firsts = (
+        torch.autograd.grad(out.square().sum(), (mu, log_var), create_graph=True)[1]
+        for out in (z, kl)
+    )
+    for out in (z, kl, *firsts):
+        last = NoGradient.apply(out).sum()
+        with Ops() as ops:
+            grads = torch.autograd.grad(last, (mu, log_var), allow_unused=True, retain_graph=True)
+        assert grads == (None, None)
+        assert not [name for name in ops.names if name.startswith("reparam_fused")]
