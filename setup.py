@@ -1,7 +1,5 @@
 """Build the extensions where that can be done, and install without them where not."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -19,18 +17,24 @@ except ImportError:
     sys.exit("reparam_fused is built against torch: install it, then use --no-build-isolation")
 
 CPU, CUDA = "reparam_fused._C", "reparam_fused._cuda"
-REQUIRED = os.environ.get("REPARAM_FUSED_REQUIRE_EXT") == "1"
-FORCE_CUDA = os.environ.get("FORCE_CUDA") == "1"
-# Every generation of GPUs with bfloat16, and PTX for those to come.
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;8.6;8.9;9.0;10.0;12.0+PTX")
+REQUIRED = os.environ.get("REPARAM_FUSED_REQUIRE_EXT") == "1"  # a failed build is fatal
+FORCE_CUDA = os.environ.get("FORCE_CUDA") == "1"  # and a missing toolkit
+# Every generation of GPUs with bfloat16, and PTX for those between and those to come.
+ARCHS = "8.0;8.6;8.9;9.0;10.0+PTX;12.0+PTX"
+
+
+def known_archs(archs: str, listed: str) -> str:
+    """Those that nvcc lists, an older one fewer than all, with PTX for the newest of them."""
+    names = listed.replace("compute_", "").split()
+    known = [a for a in archs.split(";") if a.removesuffix("+PTX").replace(".", "") in names]
+    return ";".join(known).removesuffix("+PTX") + "+PTX"
 
 
 def find_cuda() -> str:
     """Point torch to the toolkit. Gives the reason why its kernels cannot be built, or ""."""
     if not torch.version.cuda:
         return "torch is a build without CUDA"
-    nvcc = shutil.which(os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc"))
-    if nvcc is None:
+    if not (nvcc := shutil.which(os.path.join(cpp_extension.CUDA_HOME or "", "bin", "nvcc"))):
         return f"no nvcc was found: install the CUDA {torch.version.cuda} toolkit"
     # What is on the PATH may be a wrapper: nvcc itself knows where its toolkit is.
     dry_run = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True)
@@ -41,15 +45,14 @@ def find_cuda() -> str:
         return f"{nvcc} does not say its version and folder"
     if release[2] != torch.version.cuda.split(".")[0]:
         return f"nvcc is release {release[1]}, but torch is built for CUDA {torch.version.cuda}"
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", known_archs(ARCHS, listed))
     cpp_extension.CUDA_HOME = os.path.realpath(top[1].decode())
     return ""
 
 
 class BuildWherePossible(cpp_extension.BuildExtension):
-    """BuildExtension, but what cannot be built is left out of a working package that says why.
-
-    REPARAM_FUSED_REQUIRE_EXT=1 makes a failed build fatal, FORCE_CUDA=1 a missing toolkit.
-    """
+    """BuildExtension, but what cannot be built is left out of a working package that says why."""
 
     def run(self) -> None:
         if cuda_missing:
@@ -91,7 +94,6 @@ cpu = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
 cuda = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
 flags = {"cxx": CXX, "nvcc": ["-O3"]}
 extensions = [cpp_extension.CppExtension(CPU, cpu, extra_compile_args=flags, optional=True)]
-cuda_missing = find_cuda()
-if not cuda_missing:
+if not (cuda_missing := find_cuda()):
     extensions += [cpp_extension.CUDAExtension(CUDA, cuda, extra_compile_args=flags, optional=True)]
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildWherePossible})

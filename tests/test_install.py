@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +139,32 @@ def test_a_toolkit_of_another_release_is_left_out(tmp_path: Path) -> None:
     assert result.returncode != 0
     expected = f"nvcc is release 11.8, but torch is built for CUDA {torch.version.cuda}"
     assert expected in result.stderr
+
+
+# nvcc --list-gpu-arch of CUDA 12.6, 12.8 and 13.0
+LISTED = {
+    "8.0;8.6;8.9;9.0+PTX": "50 52 53 60 61 62 70 72 75 80 86 87 89 90",
+    "8.0;8.6;8.9;9.0;10.0+PTX;12.0+PTX": "50 52 53 60 61 62 70 72 75 80 86 87 89 90 100 101 120",
+    "9.0;10.0+PTX": "75 80 86 87 88 89 90 100 110 103 120 121",
+}
+
+
+def test_a_toolkit_builds_what_it_lists() -> None:
+    """With PTX for the newest architecture that it knows."""
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    names = ("ARCHS", "known_archs")
+    wanted = [
+        node
+        for node in tree.body
+        if (isinstance(node, ast.FunctionDef) and node.name in names)
+        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names)
+    ]
+    scope: dict[str, Any] = {}
+    exec(compile(ast.Module(wanted, []), "setup.py", "exec"), scope)
+    for expected, numbers in LISTED.items():
+        listed = "".join(f"compute_{number}\n" for number in numbers.split())
+        archs = "9.0;10.0" if expected.startswith("9.0") else scope["ARCHS"]
+        assert scope["known_archs"](archs, listed) == expected
 
 
 def test_backends_names_the_isa() -> None:
