@@ -20,7 +20,10 @@ namespace {
 // Before anything is drawn or allocated.
 void check_binary(at::Device device) {
   const cudaError_t status = has_cuda_binary();
-  if (status == cudaSuccess) return;
+  if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) {
+    C10_CUDA_CHECK(status);  // of an earlier kernel, it may be
+    return;
+  }
   (void)cudaGetLastError();  // or the next call of torch would report it
   int major = 0, minor = 0;
   C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()));
