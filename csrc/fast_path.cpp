@@ -240,7 +240,7 @@ bool plain_inputs(const Tensor& mu, const Tensor& scale) {
          scale.device() == mu.device();
 }
 
-// The key that reference.draw_key would draw: 64 bits of the CPU generator.
+// The key that _draw.draw_key would draw: 64 bits of the CPU generator.
 Tensor draw_key(at::CPUGeneratorImpl* generator) {
   Tensor key = at::empty({2}, at::kUInt64);
   auto* data = key.mutable_data_ptr<uint64_t>();

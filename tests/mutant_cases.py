@@ -146,6 +146,8 @@ class Cases:
         `first_index`; where slices are `apart` they are rows of a block, with one key.
         """
         self.first_index, self.apart = first_index, apart
+        if self.kernel_name.source == "Generator":  # which counts to 2^62, from 2^63 on
+            offset = 2**63 + offset % 2**62
         numel = int(np.prod([size for size, _ in dims], dtype=object))
         slice_numel = slice_numel or numel
         elements, blocks = self._elements(numel, slice_numel, blocks)
@@ -192,9 +194,10 @@ class Cases:
             memory.allocate(a.name, a.array, writable=a.writable, start=a.start) for a in areas
         ]
         if self.kernel_name.source == "Generator":
-            state = GeneratorState(int(keys[0, 0]), int(keys[0, 1]), 0, 0, addresses[3])
+            at = 4 * int(keys[0, 1]) % 2**64
+            state = GeneratorState(int(keys[0, 0]), at, 0, 0, addresses[3])
             if captured:
-                # the graph's own part of the offset comes on top; both count 4 for each counter
+                # the graph's own part of the offset comes on top
                 state = GeneratorState(0, 4 * 6, addresses[4], addresses[5], addresses[3])
         shifted = [a + s * self.itemsize for a, s in zip(addresses[:3], shift, strict=True)]
         numbers = numbered(dims, slice_numel)

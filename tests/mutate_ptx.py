@@ -669,8 +669,8 @@ HARMLESS = [
         "has beyond 24 bits",
     ),
     Harmless(
-        r"^operation .*: or\.b64 %rd, %rd, \d+ -> xor\.b64",
-        "added to a multiple of a power of two above it",
+        r"^operation .*: or\.b64 %rd, %rd, -?\d+ -> xor\.b64",
+        "added where its bits are clear",
     ),
     # Philox and Box-Muller
     Harmless(

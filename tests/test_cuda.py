@@ -363,9 +363,9 @@ def test_the_generator_gives_the_key(
     )
     key = np.full(2, 2**64 - 1, np.uint64)
     key_out = memory.allocate("key", key, writable=True)
-    state = GeneratorState(seed=seed, offset=offset, key_out=key_out)
+    state = GeneratorState(seed=seed, offset=4 * offset, key_out=key_out)
     if captured:
-        # the graph's own part of the offset comes on top, and both count 4 for each block
+        # the graph's own part of the offset comes on top
         state = GeneratorState(
             offset=4 * 6,
             captured_seed=memory.allocate("seed", np.array([seed], np.uint64)),
@@ -379,8 +379,8 @@ def test_the_generator_gives_the_key(
     machine = Machine(gpu.kernel(arch, launch.kernel), memory)
     machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params)
     memory.check_written_once("key")
-    assert key.tolist() == [seed, offset]
-    assert_same_bits(out, _ops.sample_from_key(x, log_var, key_of(seed, offset)))
+    assert key.tolist() == [seed, offset + 2**63]
+    assert_same_bits(out, _ops.sample_from_key(x, log_var, key_of(seed, offset + 2**63)))
 
 
 def test_the_hardware_s_approximate_root_does_not_show(gpu: Gpu, arch: int) -> None:

@@ -52,9 +52,11 @@ struct Generator {
   __device__ __forceinline__ Key read(int64_t) const {
     Key key{state.seed, state.offset};
     if (state.captured_seed != nullptr) {
-      key = {static_cast<uint64_t>(*state.captured_seed),
-             (static_cast<uint64_t>(*state.captured_offset) + state.offset) / 4};
+      key.seed = static_cast<uint64_t>(*state.captured_seed);
+      key.offset += static_cast<uint64_t>(*state.captured_offset);
     }
+    // A domain of its own, or the first draw after manual_seed(s) would be that of key(s)
+    key.offset = key.offset / 4 + (uint64_t{1} << 63);
     if (blockIdx.x == 0 && threadIdx.x == 0) {
       state.key_out[0] = key.seed;
       state.key_out[1] = key.offset;

@@ -11,10 +11,10 @@
 
 namespace reparam_fused {
 
-// The generator's part in a call without a key: seed and offset, in Philox
-// blocks, by value, or on the device while a CUDA graph is captured (there the
-// offset is 4 for each block, and the graph's own part is added). The kernel writes
-// the key that it used to key_out.
+// The generator's part in a call without a key: its seed and its offset, which is 4
+// for each Philox block; while a CUDA graph is captured both are on the device, and
+// `offset` is the graph's own part of it. The kernel writes the key that it used,
+// (seed, offset / 4 + 2^63), to key_out.
 struct GeneratorState {
   uint64_t seed, offset;
   const int64_t* captured_seed;

@@ -1,5 +1,4 @@
 #include <ATen/cuda/CUDAGeneratorImpl.h>
-#include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -31,34 +30,44 @@ void check_binary(at::Device device) {
   TORCH_CHECK(false, missing_cuda_binary(major, minor), " (", cudaGetErrorString(status), ")");
 }
 
-// The operands made contiguous, where they have more dimensions than a kernel takes.
-template <class Launch>
-void launch(const Call& call, const std::optional<at::Tensor>& key, const Options& options,
-            Launch enqueue) {
-  if (call.empty()) return;
-  const auto stream = c10::cuda::getCurrentCUDAStream();
-  if (call.problem().ndim <= kMaxDims) {
-    C10_CUDA_CHECK(enqueue(call.dtype(), call.problem(), stream));
-    return;
+// A call as a kernel takes it: with the operands made contiguous, where they have more
+// dimensions than that. All that it allocates, it allocates when it is made.
+class Launch {
+ public:
+  Launch(const at::Tensor& x, const at::Tensor& scale, const std::optional<at::Tensor>& key,
+         const Options& options)
+      : call_(x, scale, key, options) {
+    if (call_.empty() || call_.problem().ndim <= kMaxDims) return;
+    dense_.emplace(call_.x().contiguous(), call_.scale().contiguous(), key, options);
+    TORCH_CHECK(dense_->problem().ndim <= kMaxDims,
+                "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
   }
-  const Call dense(call.x().contiguous(), call.scale().contiguous(), key, options);
-  TORCH_CHECK(dense.problem().ndim <= kMaxDims,
-              "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
-  C10_CUDA_CHECK(enqueue(dense.dtype(), dense.problem(), stream));
-  call.out().copy_(dense.out());
-}
+
+  const Call& call() const { return call_; }
+
+  template <class Enqueue>
+  at::Tensor run(Enqueue enqueue) const {
+    if (call_.empty()) return call_.out();
+    const Call& call = dense_.has_value() ? *dense_ : call_;
+    C10_CUDA_CHECK(enqueue(call.dtype(), call.problem(), c10::cuda::getCurrentCUDAStream()));
+    if (dense_.has_value()) call_.out().copy_(dense_->out());
+    return call_.out();
+  }
+
+ private:
+  Call call_;
+  std::optional<Call> dense_;
+};
 
 at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& scale, const at::Tensor& key,
                            c10::string_view form, at::OptionalIntArrayRef global_shape,
                            at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Options options{form, global_shape, global_offset};
-  const Call call(mu, scale, key, options);
-  launch(call, key, options, [](DType dtype, const Problem& problem, cudaStream_t stream) {
+  const Launch launch(mu, scale, key, {form, global_shape, global_offset});
+  return launch.run([](DType dtype, const Problem& problem, cudaStream_t stream) {
     return sample_cuda(dtype, problem, nullptr, stream);
   });
-  return call.out();
 }
 
 at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Tensor>& scale,
@@ -67,58 +76,78 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
                            at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(grad_z.device());
   check_binary(grad_z.device());
-  const Options options{form, global_shape, global_offset};
-  const Call call(grad_z, backward_operand(grad_z, scale, form), key, options);
-  launch(call, key, options, sample_backward_cuda);
-  return call.out();
+  const Launch launch(grad_z, backward_operand(grad_z, scale, form), key,
+                      {form, global_shape, global_offset});
+  return launch.run(sample_backward_cuda);
 }
 
 at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Call call(mu, log_var, std::nullopt, kWithoutNoise);
-  launch(call, std::nullopt, kWithoutNoise, kl_divergence_cuda);
-  return call.out();
+  return Launch(mu, log_var, std::nullopt, kWithoutNoise).run(kl_divergence_cuda);
 }
 
 at::Tensor kl_divergence_backward(const at::Tensor& grad, const at::Tensor& log_var) {
   const c10::cuda::CUDAGuard guard(grad.device());
   check_binary(grad.device());
-  const Call call(grad, log_var, std::nullopt, kWithoutNoise);
-  launch(call, std::nullopt, kWithoutNoise, kl_divergence_backward_cuda);
-  return call.out();
+  return Launch(grad, log_var, std::nullopt, kWithoutNoise).run(kl_divergence_backward_cuda);
 }
 
-// The generator's (seed, offset / 4); it moves on by 4 for each Philox block used,
-// so that no counter is one of torch's own ops.
-GeneratorState draw(at::CUDAGeneratorImpl* generator, const Call& call, uint64_t* key_out) {
-  const int64_t per_block = call.dtype() == kDouble ? 2 : 4;
-  const auto blocks = static_cast<uint64_t>((call.out().numel() + per_block - 1) / per_block);
-  const std::lock_guard<std::mutex> lock(generator->mutex_);
-  const at::PhiloxCudaState state = generator->philox_cuda_state(4 * blocks);
-  if (!state.captured_) {
-    return {state.seed_.val, state.offset_.val / 4, nullptr, nullptr, key_out};
+// The generator's part in a call. It moves on by 4 for each Philox block used, so that
+// no counter is one of torch's own ops.
+class Draw {
+ public:
+  Draw(at::CUDAGeneratorImpl* generator, const Call& call, uint64_t* key_out)
+      : generator_(generator) {
+    const int64_t per_block = call.dtype() == kDouble ? 2 : 4;
+    increment_ = 4 * static_cast<uint64_t>((call.out().numel() + per_block - 1) / per_block);
+    const std::lock_guard<std::mutex> lock(generator_->mutex_);
+    const at::PhiloxCudaState state = generator_->philox_cuda_state(increment_);
+    state_ = state.captured_
+                 ? GeneratorState{0, state.offset_intragraph_, state.seed_.ptr, state.offset_.ptr,
+                                  key_out}
+                 : GeneratorState{state.seed_.val, state.offset_.val, nullptr, nullptr, key_out};
   }
-  return {0, state.offset_intragraph_, state.seed_.ptr, state.offset_.ptr, key_out};
-}
+
+  const GeneratorState& state() const { return state_; }
+
+  // For a call that failed: as before it, unless another has drawn since. A failed
+  // capture has no state to give back.
+  void undo() const {
+    const std::lock_guard<std::mutex> lock(generator_->mutex_);
+    if (state_.captured_seed == nullptr &&
+        generator_->philox_offset_per_thread() == state_.offset + increment_) {
+      generator_->set_philox_offset_per_thread(state_.offset);
+    }
+  }
+
+ private:
+  at::CUDAGeneratorImpl* generator_;
+  uint64_t increment_;
+  GeneratorState state_;
+};
 
 std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor& scale,
                                           std::optional<at::Generator> generator,
                                           c10::string_view form) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
-  const Call call(mu, scale, std::nullopt, {form});
+  const Launch launch(mu, scale, std::nullopt, {form});
   const auto options = mu.options().dtype(at::kUInt64);
-  if (call.empty()) return {call.out(), at::zeros({2}, options)};
   const at::Tensor key = at::empty({2}, options);
-  const GeneratorState state =
-      draw(at::get_generator_or_default<at::CUDAGeneratorImpl>(
-               generator, at::cuda::detail::getDefaultCUDAGenerator(mu.device().index())),
-           call, key.mutable_data_ptr<uint64_t>());
-  launch(call, std::nullopt, {form}, [&](DType dtype, const Problem& problem, cudaStream_t stream) {
-    return sample_cuda(dtype, problem, &state, stream);
-  });
-  return {call.out(), key};
+  if (launch.call().empty()) return {launch.call().out(), key};  // which nothing reads
+  const Draw draw(at::get_generator_or_default<at::CUDAGeneratorImpl>(
+                      generator, at::cuda::detail::getDefaultCUDAGenerator(mu.device().index())),
+                  launch.call(), key.mutable_data_ptr<uint64_t>());
+  try {
+    const auto z = launch.run([&](DType dtype, const Problem& problem, cudaStream_t stream) {
+      return sample_cuda(dtype, problem, &draw.state(), stream);
+    });
+    return {z, key};
+  } catch (...) {
+    draw.undo();
+    throw;
+  }
 }
 
 }  // namespace

@@ -27,7 +27,7 @@ Step = Callable[[], tuple[Tensor, Tensor]]
 
 
 def generator_offset(device: torch.device) -> Result:
-    """A call takes (seed, offset / 4) for its key, and moves on by 4 for each Philox block."""
+    """A call's key is (seed, offset / 4 + 2^63), and it moves on by 4 for each Philox block."""
     own = torch.Generator(device).manual_seed(2**64 - 59)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for n in (1, 2, 4, 5, 1021, 2**20 + 3):
@@ -38,7 +38,7 @@ def generator_offset(device: torch.device) -> Result:
             moved = own.get_offset() - offset
             blocks = -(-n // (2 if dtype == torch.float64 else 4))
             require(moved == 4 * blocks, f"{n} of {dtype}: moved by {moved}, not {4 * blocks}")
-            key = key_of(own.initial_seed(), offset // 4, device)
+            key = key_of(own.initial_seed(), offset // 4 + 2**63, device)
             expected = fused_reparameterize(mu, log_var, key=key)
             require_same_bits(f"{n} of {dtype}, offset {offset}", z, expected)
             # The offset alone counts, not what was drawn on the way to it.
@@ -46,7 +46,7 @@ def generator_offset(device: torch.device) -> Result:
             other.set_offset(offset)
             again = fused_reparameterize(mu, log_var, generator=other)
             require_same_bits(f"{n} of {dtype}, after set_offset", again, expected)
-    return passed("4 for each Philox block; the key is (seed, offset / 4)")
+    return passed("4 for each Philox block; the key is (seed, offset / 4 + 2^63)")
 
 
 def triton_agrees(device: torch.device) -> Result:
