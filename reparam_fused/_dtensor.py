@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from . import reference
+from . import _draw, reference
 
 
 def _output_placements(shape: torch.Size, *operands: DTensor) -> list[Placement]:
@@ -67,7 +67,7 @@ def _shared_key(
     mesh: DeviceMesh, device: torch.device, generator: torch.Generator | None, blocks: int
 ) -> Tensor:
     """A key drawn by the first rank of the mesh. All generators move on alike."""
-    key = reference.draw_key(device, generator, blocks)
+    key = _draw.draw_key(device, generator, blocks)
     for dim in range(mesh.ndim):
         distributed.broadcast(key.view(torch.int64), group=mesh.get_group(dim), group_src=0)
     return key
@@ -129,7 +129,7 @@ def reparameterize(
     placements = _output_placements(shape, mu, scale)
     local_shape, offset = _block(shape, mesh, placements)
     if key is None:
-        blocks = reference.blocks(whole.numel(), whole.dtype)
+        blocks = _draw.blocks(whole.numel(), whole.dtype)
         key = _shared_key(mesh, mu.device, generator, blocks)
     elif isinstance(key, DTensor):
         key = key.full_tensor()

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _draw, reference
 
 library = torch.library.Library("reparam_fused", "DEF")
 _BLOCK = "SymInt[]? global_shape=None, SymInt[]? global_offset=None"
@@ -71,14 +71,16 @@ def _load_extension(name: str) -> tuple[ModuleType | None, str]:
 
 
 extension, missing_reason = _load_extension("_C")
-cuda_extension, cuda_missing_reason = _load_extension("_cuda")
 
 # The one switch between the kernels for GPUs
 gpu_choice = os.environ.get("REPARAM_FUSED_GPU", "")
 if gpu_choice not in ("", "cuda", "triton"):
     raise ValueError(f"REPARAM_FUSED_GPU must be cuda or triton, got '{gpu_choice}'")
-if gpu_choice == "triton":
+cuda_extension: ModuleType | None
+if gpu_choice == "triton":  # the import alone would register its kernels
     cuda_extension, cuda_missing_reason = None, "REPARAM_FUSED_GPU=triton"
+else:
+    cuda_extension, cuda_missing_reason = _load_extension("_cuda")
 # Imported with the first tensor on a GPU: it takes longer than the rest of the package.
 has_triton = gpu_choice != "cuda" and find_spec("triton") is not None
 
@@ -138,7 +140,7 @@ def _sample(
     mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
     fake = torch.add(mu.to("meta"), scale.to("meta"))
-    key = reference.draw_key(mu.device, generator, reference.blocks(fake.numel(), fake.dtype))
+    key = _draw.draw_key(mu.device, generator, _draw.blocks(fake.numel(), fake.dtype))
     return sample_from_key(mu, scale, key, form), key
 
 
@@ -146,8 +148,8 @@ def _traced_key(device: torch.device) -> Tensor:
     from ._partitioner import drawn_once
 
     with drawn_once():
-        words = reference.traced_words(device)
-    return reference.key_of_words(words)
+        words = _draw.traced_words(device)
+    return _draw.key_of_words(words)
 
 
 # Composite: dynamo leaves it to what traces the joint graph, which sees the draw itself.
@@ -164,6 +166,14 @@ def _triton_sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: An
     from . import triton_kernels
 
     return triton_kernels.sample_from_key(mu, scale, key, *options)
+
+
+def _triton_sample(
+    mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
+) -> tuple[Tensor, Tensor]:
+    from . import triton_kernels
+
+    return triton_kernels.sample(mu, scale, generator, form)
 
 
 def _triton_sample_backward(
@@ -193,6 +203,8 @@ if has_triton:
         library.impl("sample_backward", _triton_sample_backward, _device)
         library.impl("kl_divergence", _triton_kl_divergence, _device)
         library.impl("kl_divergence_backward", _triton_kl_divergence_backward, _device)
+    if cuda_extension is None:
+        library.impl("sample", _triton_sample, "CUDA")
 
 
 def _fake(x: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:

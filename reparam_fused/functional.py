@@ -12,7 +12,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import _ops, _validate, reference
+from . import _draw, _ops, _validate
 from .autograd import FusedDraw, FusedSample, TracedSample
 
 
@@ -162,7 +162,7 @@ def fused_reparameterize(
     if key is None and compiling and generator is None and not _are_transforms_active():
         key = _ops.traced_key(mu.device)
     elif key is None and (compiling or _levels(TransformType.Vmap) > 0):
-        key = reference.key_of_words(reference.traced_words(mu.device, generator))
+        key = _draw.key_of_words(_draw.traced_words(mu.device, generator))
     if key is None:
         return FusedDraw.apply(mu, scale, generator, form)[0]  # type: ignore[no-any-return]
     if compiling and scale is mu:

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference
+from ._draw import DOMAIN, Position, blocks, drawn
 
 _LOG = tl.constexpr(reference.LOG)
 _SIN = tl.constexpr(reference.SIN)
@@ -33,6 +34,7 @@ _EXPM1 = tl.constexpr(reference.EXPM1)
 _LOG2E = tl.constexpr(reference.LOG2E)
 _LN2 = tl.constexpr(reference.LN2)
 _MAGIC = tl.constexpr(reference.MAGIC)
+_DOMAIN = tl.constexpr(DOMAIN)
 # 1 / n!, highest n first, down to 1 / 2!
 _TAYLOR = tl.constexpr(tuple(1 / math.factorial(n) for n in range(20, 1, -1)))
 
@@ -256,10 +258,27 @@ def _run_of_normals(first, seed, BLOCK: tl.constexpr, dtype: tl.constexpr, NEWTO
     return run.reshape(BLOCK)
 
 
-@triton.jit(do_not_specialize=["numel", "full_blocks", "first_counter"])
+@triton.jit
+def _draw(key_ptr, seed, offset, seed_ptr, offset_ptr):
+    """The key of this position of a generator (_draw.py), which the first program writes down."""
+    if seed_ptr is not None:
+        seed = tl.load(seed_ptr)
+        offset += tl.load(offset_ptr)
+    seed = seed.to(tl.uint64)
+    offset = (offset.to(tl.uint64) >> 2) ^ _DOMAIN
+    if tl.program_id(0) == 0:
+        tl.store(key_ptr, seed)
+        tl.store(key_ptr + 1, offset)
+    return seed, offset
+
+
+# Types that are written down do not change with a value, which would compile once more.
+@triton.jit(do_not_specialize=["numel", "full_blocks", "first_counter", "seed", "offset"])
 def whole_kernel(
     x_ptr, scale_ptr, out_ptr, key_ptr, numel, full_blocks, first_counter,
-    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, BLOCK: tl.constexpr,
+    seed: tl.int64, offset: tl.int64, seed_ptr, offset_ptr,
+    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, DRAWN: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     per_counter: tl.constexpr = 2 if dtype == tl.float64 else 4
@@ -267,8 +286,12 @@ def whole_kernel(
     if key_ptr is None:  # an op without noise
         eps = 0.0
     else:
-        counter = tl.load(key_ptr + 1) + (first // per_counter + first_counter).to(tl.uint64)
-        eps = _run_of_normals(counter, tl.load(key_ptr), BLOCK, dtype, NEWTON)
+        if DRAWN:
+            seed, offset = _draw(key_ptr, seed, offset, seed_ptr, offset_ptr)
+        else:
+            seed, offset = tl.load(key_ptr), tl.load(key_ptr + 1)
+        counter = offset + (first // per_counter + first_counter).to(tl.uint64)
+        eps = _run_of_normals(counter, seed, BLOCK, dtype, NEWTON)
     i = first + tl.arange(0, BLOCK)
     if tl.program_id(0) < full_blocks:
         x, scale = tl.load(x_ptr + i), tl.load(scale_ptr + i)
@@ -283,12 +306,14 @@ def whole_kernel(
     do_not_specialize=[
         "counters", "segment_numel", "segment_counters", "first_index", "sizes",
         "x_strides", "scale_strides", "out_strides", "index_strides", "key_strides",
+        "seed", "offset",
     ]
 )  # fmt: skip
 def elements_kernel(
     x_ptr, scale_ptr, out_ptr, keys_ptr, counters, segment_numel, segment_counters, first_index,
     sizes, x_strides, scale_strides, out_strides, index_strides, key_strides,
-    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr,
+    seed: tl.int64, offset: tl.int64, seed_ptr, offset_ptr,
+    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, DRAWN: tl.constexpr,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -311,8 +336,11 @@ def elements_kernel(
     if keys_ptr is None:  # an op without noise
         normals = (0.0, 0.0, 0.0, 0.0)
     else:
-        seed = tl.load(keys_ptr + key, mask=inside)
-        offset = tl.load(keys_ptr + key + 1, mask=inside)
+        if DRAWN:
+            seed, offset = _draw(keys_ptr, seed, offset, seed_ptr, offset_ptr)
+        else:
+            seed = tl.load(keys_ptr + key, mask=inside)
+            offset = tl.load(keys_ptr + key + 1, mask=inside)
         counter = offset + (index // per_counter + in_segment).to(tl.uint64)
         if dtype == tl.float64:
             normals = _normals_double(counter, seed)
@@ -359,10 +387,12 @@ def plan(
     form: str = "log_var",
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
+    position: Position | None = None,
 ) -> Plan:
     """How to compute an op of tensors of one dtype and shape, which is not empty.
 
-    Without a key the op is one without noise.
+    Without a key the op is one without noise; with the position of a generator, the key is
+    written and not read.
     """
     if key is None:
         # No element has an index of its own: dimensions go in the order of memory.
@@ -377,7 +407,10 @@ def plan(
         "OP": op,
         "LOG_VAR": form == "log_var",
         "NEWTON": out.device.type == "cuda" and torch.version.hip is None,
+        "DRAWN": position is not None,
     }
+    seed, offset, captured = position or Position(0, 0)
+    state = (seed, offset, *(captured or (None, None)))
     index_strides, key_strides, first_index = _numbering(key, out, global_shape, global_offset)
     dims = [d for d in reversed(range(out.dim())) if out.size(d) != 1]
     segment_numel = 1
@@ -394,8 +427,8 @@ def plan(
         programs, full = -(-numel // block), numel // block
         constants["BLOCK"] = block
         return Plan(
-            whole_kernel, programs, (*tensors, key, numel, full, first_index // per_counter),
-            constants,
+            whole_kernel, programs,
+            (*tensors, key, numel, full, first_index // per_counter, *state), constants,
         )  # fmt: skip
     # A segment that begins within a counter may end within another.
     segment_counters = (segment_numel + 2 * per_counter - 2) // per_counter
@@ -408,7 +441,17 @@ def plan(
     return Plan(
         elements_kernel,
         -(-counters // _BLOCK_COUNTERS),
-        (*tensors, key, counters, segment_numel, segment_counters, first_index, sizes, *layout),
+        (
+            *tensors,
+            key,
+            counters,
+            segment_numel,
+            segment_counters,
+            first_index,
+            sizes,
+            *layout,
+            *state,
+        ),
         constants,
     )
 
@@ -435,31 +478,37 @@ def _numbering(
     return index_strides, key_strides, first
 
 
-def _launch(
-    op: str,
-    x: Tensor,
-    scale: Tensor,
-    key: Tensor | None = None,
-    form: str = "log_var",
-    global_shape: Sequence[int] | None = None,
-    global_offset: Sequence[int] | None = None,
-) -> Tensor:
+def _output(x: Tensor, scale: Tensor) -> Tensor:
+    """For the result, with the dtype, shape and strides of a sum."""
     if x.device != scale.device:
         raise RuntimeError(
             f"reparam_fused: expected tensors on one device, got {x.device} and {scale.device}"
         )
+    fake = torch.add(x.to("meta"), scale.to("meta"))
+    return torch.empty_like(fake, device=x.device)
+
+
+def _launch(
+    op: str,
+    x: Tensor,
+    scale: Tensor,
+    out: Tensor,
+    key: Tensor | None = None,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    position: Position | None = None,
+) -> Tensor:
     if key is not None and (key.dtype != torch.uint64 or key.device != x.device):
         raise RuntimeError(
             f"reparam_fused: expected a uint64 key on {x.device}, got {key.dtype} on {key.device}"
         )
-    fake = torch.add(x.to("meta"), scale.to("meta"))  # has add's dtype, shape and strides
-    out = torch.empty_like(fake, device=x.device)
     if out.numel() == 0:
         return out
     x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
     kernel, programs, arguments, constants = plan(
         x, scale, key, out, op=op, form=form,
-        global_shape=global_shape, global_offset=global_offset,
+        global_shape=global_shape, global_offset=global_offset, position=position,
     )  # fmt: skip
     # Only Triton's own interpreter takes tensors of the CPU.
     on_cpu = x.device.type == "cpu"
@@ -470,20 +519,32 @@ def _launch(
 
 def sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     """z = mu + sigma * eps."""
-    return _launch("sample", mu, scale, key, *options)
+    return _launch("sample", mu, scale, _output(mu, scale), key, *options)
+
+
+def sample(
+    mu: Tensor, scale: Tensor, generator: torch.Generator | None, form: str
+) -> tuple[Tensor, Tensor]:
+    """z and its key, drawn from a CUDA generator in the kernel."""
+    z = _output(mu, scale)
+    key = torch.empty(2, dtype=torch.uint64, device=mu.device)
+    if z.numel() > 0:
+        with drawn(mu.device, generator, blocks(z.numel(), z.dtype)) as position:
+            _launch("sample", mu, scale, z, key, form, position=position)
+    return z, key
 
 
 def sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
     """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2."""
     scale = grad_z if scale is None else scale
-    return _launch("sample_backward", grad_z, scale, key, *options)
+    return _launch("sample_backward", grad_z, scale, _output(grad_z, scale), key, *options)
 
 
 def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
     """(mu^2 + e^log_var - 1 - log_var) / 2, of each element."""
-    return _launch("kl_divergence", mu, log_var)
+    return _launch("kl_divergence", mu, log_var, _output(mu, log_var))
 
 
 def kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
     """grad_log_var = grad (e^log_var - 1) / 2."""
-    return _launch("kl_divergence_backward", grad, log_var)
+    return _launch("kl_divergence_backward", grad, log_var, _output(grad, log_var))

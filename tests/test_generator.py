@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import reparam_fused
 from reparam_fused import _ops, functional, fused_reparameterize
-from reparam_fused.reference import draw_key
+from reparam_fused._draw import draw_key
 
 MU, LOG_VAR = inputs(64, 20)
 

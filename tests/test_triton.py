@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from helpers import assert_same_bits, inputs, key_of, needs_kernels
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import _ops, reference
+from reparam_fused import _draw, _ops
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = needs_kernels
@@ -25,6 +26,8 @@ import machine_code  # noqa: E402
 import triton_code  # noqa: E402
 import triton_run  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler.compiler import make_backend  # noqa: E402
+from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 from reparam_fused import triton_kernels  # noqa: E402
 
@@ -224,37 +227,27 @@ import torch, reparam_fused, sys
 assert "reparam_fused.triton_kernels" not in sys.modules
 print(reparam_fused.backends()["cuda"])
 print(reparam_fused.backends()["triton"])
-print(torch._C._dispatch_has_kernel_for_dispatch_key("reparam_fused::sample_from_key", "CUDA"))
+print(*(
+    torch._C._dispatch_has_kernel_for_dispatch_key(f"reparam_fused::{op}", "CUDA")
+    for op in ("sample_from_key", "sample")
+), "reparam_fused._cuda" in sys.modules)
 """
     cuda, triton, kernel = run_python("-c", program, REPARAM_FUSED_GPU="triton").stdout.splitlines()
     assert cuda.startswith("missing (REPARAM_FUSED_GPU=triton)")
     assert triton == "kernels for NVIDIA, AMD and Intel GPUs"
-    assert kernel == "True"
+    assert kernel == "True True False"
     _, triton, kernel = run_python("-c", program, REPARAM_FUSED_GPU="cuda").stdout.splitlines()
     assert triton.startswith("missing (REPARAM_FUSED_GPU=cuda)")
-    assert kernel == str(_ops.cuda_extension is not None)
+    assert set(kernel.split()) == {str(_ops.cuda_extension is not None)}
     wrong = run_python("-c", program, REPARAM_FUSED_GPU="metal")
     assert "REPARAM_FUSED_GPU must be cuda or triton, got 'metal'" in wrong.stderr
 
 
-class CudaGenerator:
-    """What draw_key asks of torch.Generator on CUDA; philox_state came with torch 2.14."""
+class OlderCudaGenerator:
+    """What drawn() asks of torch.Generator on CUDA below torch 2.14."""
 
     def __init__(self, seed: int, offset: int, within: int = 0) -> None:
         self.seed, self.offset, self.within = seed, offset, within
-
-    def philox_state(self, increment: int) -> tuple[Tensor, Tensor, Tensor]:
-        def signed(value: int) -> Tensor:
-            return torch.tensor([(value + 2**63) % 2**64 - 2**63])
-
-        state = signed(self.seed), signed(self.offset), signed(self.within)
-        self.offset += increment
-        return state
-
-
-class OlderCudaGenerator:
-    def __init__(self, seed: int, offset: int) -> None:
-        self.seed, self.offset = seed, offset
 
     def initial_seed(self) -> int:
         return self.seed
@@ -266,22 +259,100 @@ class OlderCudaGenerator:
         self.offset = offset
 
 
+class CudaGenerator(OlderCudaGenerator):
+    def philox_state(self, increment: int) -> tuple[Tensor, Tensor, Tensor]:
+        def signed(value: int) -> Tensor:
+            return torch.tensor([(value + 2**63) % 2**64 - 2**63])
+
+        state = signed(self.seed), signed(self.offset), signed(self.within)
+        self.offset = (self.offset + increment) % 2**64
+        return state
+
+
+# The state is "on this device" where a graph is captured: an index makes another of it.
+CPU, NOT_CAPTURED = torch.device("cpu"), torch.device("cpu", 0)
+
+
+def draw(device: torch.device, generator: OlderCudaGenerator, blocks: int) -> Any:
+    return _draw.drawn(device, generator, blocks)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("seed", [3, 2**63 + 5])
 def test_the_key_is_the_position_of_the_generator(seed: int) -> None:
-    """In Philox blocks, of which it moves on by those that are used."""
+    """In Philox blocks, of which it moves on by those that are used, from 2^63 on."""
     offset = 2**63 + 2**34 - 8
-    generators = [CudaGenerator(seed, offset), OlderCudaGenerator(seed, offset)]
-    for generator in generators:
-        # an index, so that the state is not on "this device": not captured
-        key = reference._philox_key(torch.device("cpu", 0), generator, 100)  # type: ignore[arg-type]
-        assert key.tolist() == [seed, offset // 4]
+    for generator in (CudaGenerator(seed, offset), OlderCudaGenerator(seed, offset)):
+        with draw(NOT_CAPTURED, generator, 100) as position:
+            key = _draw._key_at(position, CPU)
+        assert key.tolist() == [seed, offset // 4 + 2**63]
         assert generator.offset == offset + 400
-    captured = CudaGenerator(seed, offset, within=40)
-    key = reference._philox_key(torch.device("cpu"), captured, 100)  # type: ignore[arg-type]
-    assert key.tolist() == [seed, offset // 4 + 10]
+    with draw(CPU, CudaGenerator(seed, offset, within=40), 100) as position:
+        key = _draw._key_at(position, CPU)
+    assert key.tolist() == [seed, offset // 4 + 10 + 2**63]
+
+
+@pytest.mark.parametrize("of_torch", [CudaGenerator, OlderCudaGenerator])
+@pytest.mark.parametrize("offset", [8, 2**64 - 40])
+def test_a_failed_call_puts_the_generator_back(
+    of_torch: type[OlderCudaGenerator], offset: int
+) -> None:
+    generator = of_torch(3, offset)
+
+    def fail(of_another: int) -> None:
+        with draw(NOT_CAPTURED, generator, 100):
+            generator.set_offset((generator.offset + of_another) % 2**64)
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        fail(0)
+    assert generator.offset == offset
+    with pytest.raises(MemoryError):
+        fail(8)
+    assert generator.offset == (offset + 408) % 2**64
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_kernel_draws_the_key(arch: int, dtype: torch.dtype, captured: bool) -> None:
+    """And writes it down, once."""
+    seed, offset = 2**63 + 5, 2**34 - 8
+    device = CPU if captured else NOT_CAPTURED
+    for shape, kernel in (
+        ((PER_BLOCK[dtype] + 40,), triton_kernels.whole_kernel),
+        ((9, 70), triton_kernels.elements_kernel),
+    ):
+        x, log_var = inputs(*shape, dtype=dtype)
+        if kernel is triton_kernels.elements_kernel:
+            x, log_var = x[:, 1:], log_var[:, 1:]
+        key = torch.zeros(2, dtype=torch.uint64)
+        with draw(device, CudaGenerator(seed, offset - 40 * captured, 40), 0) as position:
+            out, plan, _ = triton_run.run(
+                arch, x, log_var, key, op="sample", undefined=0, position=position
+            )
+        assert plan.kernel is kernel
+        assert key.tolist() == [seed, offset // 4 + 2**63]
+        assert_same_bits(out, _ops.sample_from_key(x, log_var, key))
+
+
+def test_one_compilation_serves_every_position() -> None:
+    """The types and attributes that Triton looks its compiled kernels up by do not change."""
+    backend = make_backend(triton_run.NVIDIA[90])
+    x, log_var = inputs(64, 32)
+    key = torch.zeros(2, dtype=torch.uint64)
+    for a, b in ((x, log_var), (x.t(), log_var.t())):
+        found = set()
+        for seed, offset in ((0, 0), (1, 16), (2**31, 2**40), (-(2**63), -4)):
+            plan = triton_kernels.plan(
+                a, b, key, torch.empty_like(a), op="sample", position=_draw.Position(seed, offset)
+            )
+            bind = create_function_from_signature(
+                plan.kernel.signature, plan.kernel.params, backend
+            )
+            found.add(str(bind(*plan.arguments, **plan.constants)[1]))
+        assert len(found) == 1
 
 
 def test_blocks_of_a_call() -> None:
-    counts = [reference.blocks(n, torch.bfloat16) for n in (0, 1, 4, 5)]
+    counts = [_draw.blocks(n, torch.bfloat16) for n in (0, 1, 4, 5)]
     assert counts == [0, 1, 1, 2]
-    assert reference.blocks(5, torch.float64) == 3
+    assert _draw.blocks(5, torch.float64) == 3

@@ -13,6 +13,7 @@ from triton.runtime import interpreter
 
 import reparam_fused
 from reparam_fused import _ops, triton_kernels
+from reparam_fused._draw import Position
 
 OPS = [
     (triton_kernels.sample_from_key, _ops.sample_from_key),
@@ -55,6 +56,13 @@ def compare(x: Tensor, scale: Tensor, key: Tensor, *options: Any) -> None:
         compare_results(op(x, scale), expected_op(x, scale))
 
 
+def compare_draw(x: Tensor, scale: Tensor) -> None:
+    z, key = torch.empty_like(x), torch.zeros(2, dtype=torch.uint64)
+    triton_kernels._launch("sample", x, scale, z, key, position=Position(5 - 2**63, -80))
+    assert key.tolist() == [5 + 2**63, 2**62 - 20 + 2**63]
+    compare_results(z, _ops.sample_from_key(x, scale, key))
+
+
 def main() -> None:
     interpreter.InterpreterBuilder.create_fma = create_fma
     key = key_of(2**64 - 59, 2**32 - 7)
@@ -67,6 +75,8 @@ def main() -> None:
         compare(x.flatten()[1:], log_var.flatten()[1:], key)
         compare(x, log_var, reparam_fused.split(key, 4))
         compare(x, log_var, key, "std")
+        compare_draw(x, log_var)
+        compare_draw(x.transpose(0, 2), log_var.transpose(0, 2))
         compare(x, log_var, key, "log_var", (9, 8, 12), (5, 1, 2))
         compare(x[0, 0], log_var[0, 0], key, "std", (99,), (32,))
     print("compared")

@@ -22,6 +22,7 @@ POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
     torch.uint64: "*u64",
+    torch.int64: "*i64",
 }
 NVIDIA = {arch: GPUTarget("cuda", arch, 32) for arch in (80, 86, 89, 90, 100, 120)}
 
@@ -54,7 +55,10 @@ def _compile(
 
 def compile_plan(plan: Plan, target: GPUTarget) -> CompiledKernel:
     """As the launch of this plan would compile it on such a GPU."""
-    types = tuple(_type(a) for a in plan.arguments)
+    types = tuple(
+        parameter.annotation_type or _type(a)
+        for parameter, a in zip(plan.kernel.params, plan.arguments, strict=False)
+    )
     aligned = tuple(
         i for i, a in enumerate(plan.arguments) if isinstance(a, Tensor) and a.data_ptr() % 16 == 0
     )
@@ -83,6 +87,9 @@ def run(
     x, scale = x.expand(out.shape), scale.expand(out.shape)
     plan = triton_kernels.plan(x, scale, key, out, op=op, **options)
     kernel = _parse(compile_plan(plan, NVIDIA[arch]).asm["ptx"])
+    written = ["out_ptr"]
+    if plan.constants["DRAWN"]:
+        written.append(plan.kernel.arg_names[3])
     memory = Memory()
     buffers: dict[int, int] = {}
     values: list[int] = []
@@ -92,7 +99,7 @@ def run(
             if base not in buffers:
                 # aligned as the storage is, which the plan has looked at
                 buffers[base] = memory.allocate(
-                    name, storage(argument), writable=name == "out_ptr", misalign=base % 16
+                    name, storage(argument), writable=name in written, misalign=base % 16
                 )
             values.append(buffers[base] + argument.storage_offset() * argument.element_size())
         elif argument is not None:
@@ -107,5 +114,6 @@ def run(
     stats = Machine(kernel, memory, undefined=undefined).launch(
         (plan.programs, 1, 1), block, params
     )
-    memory.check_written_once("out_ptr")
+    for name in written:
+        memory.check_written_once(name)
     return out, plan, stats

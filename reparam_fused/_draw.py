@@ -1,0 +1,102 @@
+"""Keys for calls without one, from torch's generators, without a host sync."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# The offsets of keys that a CUDA generator gives, a domain of their own: or the first draw
+# after manual_seed(s) would be that of key(s).
+DOMAIN = 2**63
+
+
+class Position(NamedTuple):
+    """Where a CUDA generator stands: at (seed, offset), as signed integers.
+
+    While a graph is captured both are on the device, as each replay finds them, and
+    offset is the graph's own part.
+    """
+
+    seed: int
+    offset: int
+    captured: tuple[Tensor, Tensor] | None = None
+
+
+def blocks(numel: int, dtype: torch.dtype) -> int:
+    """How many counters a call of so many elements uses."""
+    return -(-numel // (2 if dtype == torch.float64 else 4))
+
+
+def _signed(word: int) -> int:
+    return (word + 2**63) % 2**64 - 2**63
+
+
+@contextmanager
+def drawn(
+    device: torch.device, generator: torch.Generator | None, blocks: int
+) -> Iterator[Position]:
+    """The position of a CUDA generator, which moves on by 4 for each counter.
+
+    If what is done with it fails, the generator is put back, unless another has drawn since.
+    """
+    generator = generator or torch.cuda.default_generators[device.index]
+    if hasattr(generator, "philox_state"):
+        seed, offset, within = generator.philox_state(4 * blocks)
+        if seed.device == device:  # a failed capture has no state to give back
+            yield Position(0, int(within.item()), (seed, offset))
+            return
+        position = Position(int(seed.item()), int(offset.item()))
+    else:  # torch below 2.14, which refuses set_offset under capture
+        position = Position(_signed(generator.initial_seed()), _signed(generator.get_offset()))
+        generator.set_offset((position.offset + 4 * blocks) % 2**64)
+    try:
+        yield position
+    except Exception:
+        before = position.offset % 2**64
+        if generator.get_offset() == (before + 4 * blocks) % 2**64:
+            generator.set_offset(before)
+        raise
+
+
+def draw_key(device: torch.device, generator: torch.Generator | None, blocks: int) -> Tensor:
+    """A fresh key for so many counters, from the generator of the device.
+
+    On CUDA (seed, offset / 4 + 2^63); elsewhere 64 random bits, with offset 0.
+    """
+    if device.type == "cuda":
+        with drawn(device, generator, blocks) as position:
+            return _key_at(position, device)
+    seed = torch.empty((), dtype=torch.int64, device=device)
+    seed.random_(-(2**63), None, generator=generator)
+    return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
+
+
+def _key_at(position: Position, device: torch.device) -> Tensor:
+    if position.captured is not None:
+        seed, offset = position.captured
+        counter = (offset + position.offset >> 2) & 2**62 - 1
+        return torch.cat([seed, counter ^ -DOMAIN]).view(torch.uint64)
+    # Filled by kernels: a copy from the host would have to wait for its memory.
+    key = torch.full((2,), position.seed, dtype=torch.int64, device=device)
+    key[1] = (position.offset % 2**64 >> 2) - DOMAIN
+    return key.view(torch.uint64)
+
+
+def traced_words(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """64 random bits as two words, by an op that compilers and vmap know to be random.
+
+    The ones do not merge two draws into one; the other gives each example a key of its own,
+    or one to all, as its randomness mode says.
+    """
+    return torch.randint(0, 2**32, (2,), device=device, generator=generator)
+
+
+def key_of_words(words: Tensor) -> Tensor:
+    """The key with these words as its seed."""
+    high, low = words.unbind()
+    seed = high << 32 | low
+    return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
