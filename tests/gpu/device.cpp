@@ -34,7 +34,6 @@ using OnResolve = int (*)(const void* image, const char* file, const char* name,
 using OnLaunch = int (*)(int kernel, const unsigned* grid, const unsigned* block,
                          unsigned shared_bytes, void** arguments, int device);
 using OnTask = int (*)(long id);
-using OnForget = void (*)(long id);
 using OnCapture = void (*)(int begins);
 
 struct Fault {
@@ -45,7 +44,7 @@ struct Fault {
 };
 
 struct State {
-  std::recursive_mutex mutex;
+  std::recursive_mutex mutex, executor;
   uint8_t *arena = nullptr, *written = nullptr;
   size_t next = 0;
   std::map<uintptr_t, Allocation> allocations;
@@ -55,7 +54,7 @@ struct State {
 
   std::vector<std::unique_ptr<Stream>> streams;
   Stream* defaults[kDevices] = {};
-  uint64_t enqueued = 0, running = 0, tickets = 0, captures_made = 0;
+  uint64_t enqueued = 0, tickets = 0, captures_made = 0;
   std::vector<std::unique_ptr<Capture>> captures;
   uint64_t seed = 0;
 
@@ -69,7 +68,8 @@ struct State {
   OnResolve on_resolve = nullptr;
   OnLaunch on_launch = nullptr;
   OnTask on_task = nullptr;
-  OnForget on_forget = nullptr;
+  // Python's tasks that nobody will run again
+  std::vector<long> forgotten;
   OnCapture on_capture = nullptr;
 };
 
@@ -130,7 +130,8 @@ std::string trouble(const void* pointer, size_t size, int device) {
   const std::string where = number(size) + " bytes at byte " + number(at - a->base) +
                             " of an allocation of " + number(a->size) + " bytes";
   if (at + size > a->base + a->size) return "out of bounds: " + where;
-  const uint64_t now = state().running ? state().running : state().enqueued + 1;
+  const uint64_t running = thread_state().running;
+  const uint64_t now = running ? running : state().enqueued + 1;
   if (a->freed && a->freed < now) return "use after free: " + where;
   if (device >= 0 && a->device != device) {
     return "memory of device " + number(a->device) + " used on device " + number(device) + ": " +
@@ -140,14 +141,14 @@ std::string trouble(const void* pointer, size_t size, int device) {
 }
 
 Status run(Stream* stream) {
-  State& s = state();
   const std::shared_ptr<Task> task = stream->queue.front();
   stream->queue.pop_front();
-  const uint64_t outer = s.running;
-  s.running = task->number;
+  uint64_t& running = thread_state().running;
+  const uint64_t outer = running;
+  running = task->number;
   detail.clear();
   const Status status = task->run();
-  s.running = outer;
+  running = outer;
   if (status == kSuccess) return kSuccess;
   return fail_for_good(status, task->name + ", enqueued as number " + number(task->number) +
                                    " on stream " + number(stream->number) + ": " + detail);
@@ -191,21 +192,28 @@ Capture* capture_with(uint64_t id) {
 
 }  // namespace
 
-Guard::Guard() {
+Guard::Guard() { state().mutex.lock(); }
+Guard::~Guard() { state().mutex.unlock(); }
+
+Unlocked::Unlocked() { state().mutex.unlock(); }
+Unlocked::~Unlocked() { state().mutex.lock(); }
+
+Executor::Executor() {
   State& s = state();
-  if (s.mutex.try_lock()) return;
+  if (s.executor.try_lock()) return;
+  const Unlocked unlocked;
   const auto holds = reinterpret_cast<int (*)()>(python("PyGILState_Check"));
   if (holds == nullptr || !holds()) {
-    s.mutex.lock();
+    s.executor.lock();
     return;
   }
   const auto let_go = reinterpret_cast<void* (*)()>(python("PyEval_SaveThread"));
   const auto take = reinterpret_cast<void (*)(void*)>(python("PyEval_RestoreThread"));
   void* thread = let_go();
-  s.mutex.lock();
+  s.executor.lock();
   take(thread);
 }
-Guard::~Guard() { state().mutex.unlock(); }
+Executor::~Executor() { state().executor.unlock(); }
 
 Status fail(Status status, const std::string& text) {
   detail = text;
@@ -395,6 +403,7 @@ Status synchronize(Stream* stream) {
     invalidate(stream->capture);
     return fail(kCaptureUnsupported, "waits for a stream that is capturing");
   }
+  const Executor executor;
   const Status status = run_until(stream, [=] { return stream->queue.empty(); });
   unmap_freed();
   return status;
@@ -421,6 +430,7 @@ Status query(Stream* stream) {
     invalidate(stream->capture);
     return fail(kCaptureUnsupported, "asks for the state of a stream that is capturing");
   }
+  const Executor executor;
   if (stream->queue.empty()) return kSuccess;
   if (const Status status = run(stream)) return status;
   return stream->queue.empty() ? kSuccess : kNotReady;
@@ -476,12 +486,14 @@ Status wait(Stream* stream, Event* event) {
 Status synchronize(Event* event) {
   if (event->capture_id != 0) return kCapturedEvent;
   if (const Status status = while_capturing()) return status;
+  const Executor executor;
   const uint64_t ticket = event->ticket;
   return run_until(event->stream, [=] { return event->done >= ticket; });
 }
 
 Status query(Event* event) {
   if (event->capture_id != 0) return kCapturedEvent;
+  const Executor executor;
   if (event->done < event->ticket) {
     if (const Status status = run(event->stream)) return status;
   }
@@ -557,6 +569,7 @@ Status begin_capture(Stream* stream, int mode) {
       ++s.captures_made, mode, std::this_thread::get_id(), stream, std::make_unique<Graph>()}));
   stream->capture = s.captures.back().get();
   stream->frontier.clear();
+  const Unlocked unlocked;
   if (s.on_capture != nullptr) s.on_capture(1);
   return kSuccess;
 }
@@ -589,7 +602,10 @@ Status end_capture(Stream* stream, Graph** graph) {
   }
   s.captures.erase(std::find_if(s.captures.begin(), s.captures.end(),
                                 [=](const auto& c) { return c.get() == capture; }));
-  if (s.on_capture != nullptr) s.on_capture(0);
+  {
+    const Unlocked unlocked;
+    if (s.on_capture != nullptr) s.on_capture(0);
+  }
   if (invalid) return fail(kCaptureInvalidated, "an earlier call was not permitted");
   if (std::find(joined.begin(), joined.end(), 0) != joined.end()) return kCaptureUnjoined;
   *graph = made.release();
@@ -640,8 +656,13 @@ Status resolve(Function& function, int device) {
   unsigned sizes[64];
   int count = 64;
   detail.clear();
-  const int kernel = s.on_resolve(function.image, function.file.c_str(), function.name.c_str(),
-                                  capability(device), sizes, &count);
+  int kernel;
+  {
+    const int wanted = capability(device);
+    const Unlocked unlocked;
+    kernel = s.on_resolve(function.image, function.file.c_str(), function.name.c_str(), wanted,
+                          sizes, &count);
+  }
   if (kernel < 0) return fail(-kernel, detail);
   function.kernel = kernel;
   function.capability = capability(device);
@@ -676,6 +697,7 @@ Status launch(Function& function, Sizes grid, Sizes block, unsigned shared_bytes
     for (const auto& value : values) pointers.push_back(const_cast<uint8_t*>(value.data()));
     const unsigned grid_xyz[] = {grid.x, grid.y, grid.z};
     const unsigned block_xyz[] = {block.x, block.y, block.z};
+    const Unlocked unlocked;
     return state().on_launch(kernel, grid_xyz, block_xyz, shared_bytes, pointers.data(), device);
   });
   return kSuccess;
@@ -698,13 +720,12 @@ void reset() {
 using namespace stand_in;
 
 API void stand_in_connect(OnResolve on_resolve, OnLaunch on_launch, OnTask on_task,
-                          OnForget on_forget, OnCapture on_capture) {
+                          OnCapture on_capture) {
   const Guard guard;
   State& s = state();
   s.on_resolve = on_resolve;
   s.on_launch = on_launch;
   s.on_task = on_task;
-  s.on_forget = on_forget;
   s.on_capture = on_capture;
 }
 API void* stand_in_arena() { return state().arena; }
@@ -732,15 +753,27 @@ API int stand_in_enqueue(void* handle, const char* name, long id) {
   const Guard guard;
   const Status entered = enter("a kernel of torch");
   Stream* const stream = stream_of(handle);
-  const std::shared_ptr<void> owner(nullptr, [id](void*) { state().on_forget(id); });
+  const std::shared_ptr<void> owner(nullptr, [id](void*) { state().forgotten.push_back(id); });
   if (entered) return entered;
   if (stream == nullptr || stream->device != thread_state().device) {
     return fail(kInvalidHandle, "a stream that is not of the current device");
   }
   note("launch", std::string(name) + "\t" + number(stream->device) + "\t" +
                      number(stream->number) + "\t1\t1");
-  enqueue(stream, name, [id, owner] { return state().on_task(id); });
+  enqueue(stream, name, [id, owner] {
+    const Unlocked unlocked;
+    return state().on_task(id);
+  });
   return kSuccess;
+}
+// The next of the ids that will not be asked for again, or 0.
+API long stand_in_forgotten() {
+  const Guard guard;
+  auto& forgotten = state().forgotten;
+  if (forgotten.empty()) return 0;
+  const long id = forgotten.back();
+  forgotten.pop_back();
+  return id;
 }
 API const char* stand_in_message(int status) { return message(status); }
 API void stand_in_fault(const char* function, int calls_before, int status, int for_good) {

@@ -47,13 +47,30 @@ enum : Status {
 constexpr int kDevices = 2;
 constexpr size_t kDeviceBytes = size_t{8} << 30;
 
-// Held by every function of the two interfaces. Whoever has to wait for it lets go of
-// Python's lock first, for its holder may be about to call Python.
+// Held by every function of the two interfaces, and never while Python is called: a thread
+// may wait for it that has Python's lock, and locks of torch's.
 class Guard {
  public:
   Guard();
   ~Guard();
   Guard(const Guard&) = delete;
+};
+
+// Let go of for the time of a call of Python or of torch.
+class Unlocked {
+ public:
+  Unlocked();
+  ~Unlocked();
+  Unlocked(const Unlocked&) = delete;
+};
+
+// Held by the one thread that runs what is queued. Whoever has to wait for it lets go of
+// Python's lock, which that thread may need.
+class Executor {
+ public:
+  Executor();
+  ~Executor();
+  Executor(const Executor&) = delete;
 };
 
 // Remembers what to say of the error, beside CUDA's own words.
@@ -74,6 +91,7 @@ struct ThreadState {
   int device = 0;
   int context = -1;  // of this device; -1: none yet
   int capture_mode = 0;
+  uint64_t running = 0;  // the number of the task that it runs
   Status last_error = kSuccess;
 };
 ThreadState& thread_state();

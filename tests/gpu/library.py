@@ -15,12 +15,11 @@ OnLaunch = ctypes.CFUNCTYPE(
     c_int,
 )  # fmt: skip
 OnTask = ctypes.CFUNCTYPE(c_int, c_long)
-OnForget = ctypes.CFUNCTYPE(None, c_long)
 OnCapture = ctypes.CFUNCTYPE(None, c_int)
 OnHostFunction = ctypes.CFUNCTYPE(None, c_void_p)
 
 _SIGNATURES = {
-    "connect": (None, OnResolve, OnLaunch, OnTask, OnForget, OnCapture),
+    "connect": (None, OnResolve, OnLaunch, OnTask, OnCapture),
     "arena": (c_void_p,),
     "written": (c_void_p,),
     "arena_bytes": (c_size_t,),
@@ -28,6 +27,7 @@ _SIGNATURES = {
     "find": (c_int, c_void_p, ctypes.POINTER(c_size_t), ctypes.POINTER(c_size_t)),
     "detail": (None, c_char_p),
     "enqueue": (c_int, c_void_p, c_char_p, c_long),
+    "forgotten": (c_long,),
     "message": (c_char_p, c_int),
     "fault": (None, c_char_p, c_int, c_int, c_int),
     "faults": (c_int,),

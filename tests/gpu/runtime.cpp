@@ -366,6 +366,7 @@ API cudaError_t cudaLaunchHostFunc(cudaStream_t handle, cudaHostFn_t function, v
   ENTER;
   STREAM(handle);
   enqueue(stream, "a function of the host", [=] {
+    const Unlocked unlocked;
     function(data);
     return Status{kSuccess};
   });

@@ -19,7 +19,6 @@ from .images import ImageError, kernel_in, kernel_of
 from .library import (
     Library,
     OnCapture,
-    OnForget,
     OnHostFunction,
     OnLaunch,
     OnResolve,
@@ -84,11 +83,10 @@ class StandIn:
             OnResolve(self._resolve),
             OnLaunch(self._launch),
             OnTask(self._run_task),
-            OnForget(self._forget),
             OnCapture(self._capture),
             OnHostFunction(self._let_go),
         )
-        self.library.connect(*self._callbacks[:5])
+        self.library.connect(*self._callbacks[:4])
         self._runtime = self.library.runtime()
         from .host_ops import HostOps
 
@@ -173,9 +171,6 @@ class StandIn:
             return 700
         return 0
 
-    def _forget(self, number: int) -> None:
-        self._tasks.pop(number, None)
-
     def _capture(self, begins: int) -> None:
         """A capture needs torch's caching allocator: CUDA's own is refused within it."""
         if not self.caching:
@@ -188,6 +183,8 @@ class StandIn:
 
     def enqueue(self, name: str, device: int, work: Callable[[], None]) -> None:
         """Work of the host on the current stream of the device, when its turn comes."""
+        while forgotten := self.library.forgotten():
+            self._tasks.pop(forgotten, None)
         number = next(self._ids)
         self._tasks[number] = work
         with torch.cuda.device(device):
