@@ -962,6 +962,17 @@ def test_trap() -> None:
     fails(r"thread \(31, 0, 0\): reached", "setp.gt.u32 %p0, %r0, 30; @%p0 trap;")
 
 
+def test_a_call_is_an_error_where_it_is_reached() -> None:
+    call = """
+    setp.lt.u32 %p0, %r0, {}; @%p0 bra PAST;
+    {{ .param .b64 given; .param .b64 result; st.param.b64 [given], %d0;
+    call.uni (result), function, (given); ld.param.b64 %d0, [result]; }}
+    PAST: bar.sync 0;
+    """
+    launch(source(call.format(32)))
+    fails(r"call\.uni .*thread \(31, 0, 0\): reached", call.format(31))
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

@@ -133,15 +133,9 @@ def kernel_of(address: int, name: str, capability: int) -> Kernel:
 @functools.lru_cache(maxsize=4096)
 def kernel_in(text: str, name: str) -> Kernel:
     """The kernel of this name in a module's PTX."""
-    start = re.search(rf"^\.visible \.entry {re.escape(name)}\(", text, re.M)
-    if start is None:
-        raise ImageError(500, f"no kernel {name} in the image")
-    depth = 0
-    for brace in re.finditer("[{}]", text[start.start() :]):
-        depth += 1 if brace[0] == "{" else -1
-        if depth == 0:
-            break
-    end = start.start() + brace.end()
     # The other kernels of the module need not be parsed, what it declares before them does.
-    header = text[: text.index(".visible .entry")]
-    return Module.parse(header + text[start.start() : end] + "\n").kernels[name]
+    header, *kernels = re.split(r"^(?=\.visible \.entry)", text, flags=re.M)
+    for kernel in kernels:
+        if kernel.startswith(f".visible .entry {name}("):
+            return Module.parse(header + kernel).kernels[name]
+    raise ImageError(500, f"no kernel {name} in the image")

@@ -98,8 +98,18 @@ class Body:
             case ".pragma":
                 self.reader.next()
                 self.reader.expect(";")
+            case ".param" if len(self.scopes) > 1:
+                self._call(token)
             case _:
                 raise PTXError(f"unknown directive {token.text}")
+
+    def _call(self, first: Token) -> None:
+        """The braces around a call, which no thread may reach: a function is not followed."""
+        self.reader.skip_braces()
+        self.scopes.pop()
+        self.labels.pop()
+        text = " ".join(self.reader.text[first.start : self.reader.peek(-1).start].split())
+        self.kernel.instructions.append(Instruction(first.line, text, Operation("trap")))
 
     def _registers(self) -> None:
         type_name = self.reader.next().text[1:]
