@@ -63,6 +63,17 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     )
 
 
+def assert_as_on_cpu(actual: Tensor, expected: Tensor) -> None:
+    """The CPU's bits, or in float64 on a GPU, for which ULPs are promised, within some of them."""
+    assert not expected.is_cuda
+    if actual.is_cuda and actual.dtype == torch.float64:
+        torch.testing.assert_close(
+            actual.cpu(), expected, rtol=1e-13, atol=1e-14, equal_nan=True, check_stride=False
+        )
+    else:
+        assert_same_bits(actual, expected)
+
+
 def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A list that gets the mean of each fused call that a patched method makes."""
     means: list[Tensor] = []
