@@ -34,7 +34,7 @@ OPERATIONS = """
     logical_not logical_or logical_xor logsumexp lshift lt masked_fill masked_scatter max maximum
     mean min minimum mm mse_loss mse_loss_backward mul mv native_batch_norm native_layer_norm
     native_layer_norm_backward ne neg nextafter norm ones_like pow prod range reciprocal relu
-    remainder repeat round rsqrt rsub scatter scatter_add sigmoid sigmoid_backward sign signbit
+    remainder repeat round rsqrt rsub scatter scatter_add sgn sigmoid sigmoid_backward sign signbit
     silu silu_backward sin softplus softplus_backward sort special_erfcx special_log_ndtr
     special_ndtr special_ndtri sqrt stack std sub sum tanh tanh_backward threshold
     threshold_backward topk trace tril triu trunc var where xlogy zero __lshift__ __rshift__ __and__
@@ -69,11 +69,10 @@ def _place(t: Tensor) -> Place:
 
 
 def _call(op: Any, args: Any, kwargs: Any) -> Any:
-    """The overload; of a number that came as a tensor and is a number again, the one for it."""
-    tensors = (a for a in op._schema.arguments if isinstance(a.type, torch.TensorType))
-    given = {a.name: v for a, v in zip(op._schema.arguments, args, strict=False)} | kwargs
-    if any(isinstance(given.get(a.name), (int, float, complex)) for a in tensors):
-        return op.overloadpacket(*args, **kwargs)
+    """The operation. A number where it takes a tensor, as in t & 1, is another overload's."""
+    given = zip(op._schema.arguments, args, strict=False)
+    if any(isinstance(a.type, torch.TensorType) and isinstance(v, (int, float)) for a, v in given):
+        op = op.overloadpacket
     return op(*args, **kwargs)
 
 
