@@ -10,60 +10,67 @@ from torch.utils.checkpoint import checkpoint
 
 import reparam_fused
 from reparam_fused import _ops, functional, fused_reparameterize
-from reparam_fused._draw import draw_key
+from reparam_fused._draw import blocks, draw_key
 
 MU, LOG_VAR = inputs(64, 20)
 
 
-def sample(generator: torch.Generator | None = None) -> Tensor:
-    return fused_reparameterize(MU, LOG_VAR, generator=generator)
+def sample(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    return fused_reparameterize(MU.to(device), LOG_VAR.to(device), generator=generator)
 
 
-def test_two_calls_differ(both_paths: str) -> None:
-    assert (sample() != sample()).float().mean() > 0.99
+def default_generator(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[0] if device.type == "cuda" else torch.default_generator
 
 
-def test_the_op_that_draws_gives_its_key_too(both_paths: str) -> None:
+def test_two_calls_differ(both_paths: str, device: torch.device) -> None:
+    assert (sample(device) != sample(device)).float().mean() > 0.99
+
+
+def test_the_op_that_draws_gives_its_key_too(both_paths: str, device: torch.device) -> None:
     torch.manual_seed(3)
-    z, key = _ops.sample(MU, LOG_VAR, None)
-    assert (key.shape, key.dtype) == ((2,), torch.uint64)
-    assert_same_bits(z, fused_reparameterize(MU, LOG_VAR, key=key))
+    z, key = _ops.sample(MU.to(device), LOG_VAR.to(device), None)
+    assert (key.shape, key.dtype, key.device) == ((2,), torch.uint64, z.device)
+    assert_same_bits(z, fused_reparameterize(MU, LOG_VAR, key=key.cpu()))
     torch.manual_seed(3)
-    assert_same_bits(z, sample())
+    assert_same_bits(z, sample(device))
 
 
-def test_manual_seed_reproduces(both_paths: str) -> None:
+def test_manual_seed_reproduces(both_paths: str, device: torch.device) -> None:
     torch.manual_seed(5)
-    first = [sample(), sample()]
+    first = [sample(device), sample(device)]
     torch.manual_seed(5)
     for z in first:
-        assert_same_bits(sample(), z)
+        assert_same_bits(sample(device), z)
 
 
-def test_a_generator_of_ones_own(both_paths: str) -> None:
+def test_a_generator_of_ones_own(both_paths: str, device: torch.device) -> None:
     torch.manual_seed(5)
-    before = torch.get_rng_state()
-    generator = torch.Generator().manual_seed(7)
-    first = [sample(generator), sample(generator)]
-    assert torch.equal(torch.get_rng_state(), before)
+    before = default_generator(device).get_state()
+    generator = torch.Generator(device).manual_seed(7)
+    first = [sample(device, generator), sample(device, generator)]
+    assert torch.equal(default_generator(device).get_state(), before)
     generator.manual_seed(7)
     for z in first:
-        assert_same_bits(sample(generator), z)
+        assert_same_bits(sample(device, generator), z)
 
 
-def test_rng_state_and_fork_rng(both_paths: str) -> None:
-    state = torch.get_rng_state()
-    first = sample()
-    torch.set_rng_state(state)
-    with torch.random.fork_rng(devices=[]):
-        assert_same_bits(sample(), first)
-        sample()
-    assert_same_bits(sample(), first)
+def test_rng_state_and_fork_rng(both_paths: str, device: torch.device) -> None:
+    generator = default_generator(device)
+    state = generator.get_state()
+    first = sample(device)
+    generator.set_state(state)
+    with torch.random.fork_rng(devices=[0] if device.type == "cuda" else []):
+        assert_same_bits(sample(device), first)
+        sample(device)
+    assert_same_bits(sample(device), first)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoint_draws_the_same_noise_again(both_paths: str, use_reentrant: bool) -> None:
-    mu, log_var = MU.clone().requires_grad_(), LOG_VAR.clone().requires_grad_()
+def test_checkpoint_draws_the_same_noise_again(
+    both_paths: str, use_reentrant: bool, device: torch.device
+) -> None:
+    mu, log_var = (t.clone().to(device).requires_grad_() for t in (MU, LOG_VAR))
 
     def run(mu: Tensor, log_var: Tensor) -> Tensor:
         return fused_reparameterize(mu, log_var).square()
@@ -75,7 +82,7 @@ def test_checkpoint_draws_the_same_noise_again(both_paths: str, use_reentrant: b
             z = checkpoint(run, mu, log_var, use_reentrant=use_reentrant, preserve_rng_state=True)
         else:
             z = run(mu, log_var)
-        torch.rand(5)  # something else moves the generator before the backward
+        torch.rand(5, device=device)  # something else moves the generator before the backward
         results.append(
             (z, *torch.autograd.grad(z.sum(), (mu, log_var)))
             if not use_reentrant
@@ -93,33 +100,44 @@ def backward(z: Tensor, *leaves: Tensor) -> tuple[Tensor, ...]:
     return (z, *(leaf.grad.clone() for leaf in leaves if leaf.grad is not None))
 
 
-def test_both_paths_and_the_fallback_draw_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_paths_and_the_fallback_draw_the_same_keys(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    """Of a GPU's generator its position, which moves by 4 for each counter; else 64 random bits."""
     torch.manual_seed(11)
-    first = sample()
-    state = torch.get_rng_state()
+    drawn = [sample(device), sample(device)]
+    state = default_generator(device).get_state()
     torch.manual_seed(11)
-    key = draw_key(MU.device, None, 0)
-    assert key.dtype == torch.uint64
-    assert key[1] == 0
-    assert_same_bits(fused_reparameterize(MU, LOG_VAR, key=key), first)
+    for i, z in enumerate(drawn):
+        key = draw_key(device, None, blocks(MU.numel(), MU.dtype))
+        assert (key.dtype, key.device) == (torch.uint64, z.device)
+        if device.type == "cuda":
+            assert key.tolist() == [11, i * 320]
+        else:
+            assert key[1] == 0
+        assert_same_bits(z, fused_reparameterize(MU, LOG_VAR, key=key.cpu()))
+    assert torch.equal(default_generator(device).get_state(), state)
     monkeypatch.setattr(functional, "plain_call", functional.no_plain_call)
     torch.manual_seed(11)
-    assert_same_bits(sample(), first)
-    assert torch.equal(torch.get_rng_state(), state)
+    for z in drawn:
+        assert_same_bits(sample(device), z)
+    assert torch.equal(default_generator(device).get_state(), state)
 
 
-def test_a_key_leaves_the_generator_alone(both_paths: str) -> None:
-    before = torch.get_rng_state()
-    fused_reparameterize(MU, LOG_VAR, key=reparam_fused.key(1))
-    reparam_fused.noise(reparam_fused.key(1), 10)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_a_key_leaves_the_generator_alone(both_paths: str, device: torch.device) -> None:
+    before = default_generator(device).get_state()
+    key = reparam_fused.key(1, device=device)
+    fused_reparameterize(MU.to(device), LOG_VAR.to(device), key=key)
+    reparam_fused.noise(key, 10)
+    assert torch.equal(default_generator(device).get_state(), before)
 
 
-def test_threads_share_the_default_generator() -> None:
+def test_threads_share_the_default_generator(device: torch.device) -> None:
     """Under its mutex: no key is drawn twice."""
     from concurrent.futures import ThreadPoolExecutor
 
-    zero = torch.zeros(8)
+    zero = torch.zeros(8, device=device)
+    n = 200 if device.type == "cuda" else 2000
     with ThreadPoolExecutor(8) as pool:
-        draws = list(pool.map(lambda _: fused_reparameterize(zero, zero), range(2000)))
-    assert torch.stack(draws).unique(dim=0).shape[0] == 2000
+        draws = list(pool.map(lambda _: fused_reparameterize(zero, zero), range(n)))
+    assert torch.stack(draws).cpu().unique(dim=0).shape[0] == n
