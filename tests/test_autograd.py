@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_same_bits, eager, inputs, key_of
+from helpers import assert_as_on_cpu, assert_same_bits, eager, inputs, key_of
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,8 +20,10 @@ from reparam_fused.autograd import FusedSample
 KEY = key_of(21, 2**32 - 2)
 
 
-def leaves(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    mu, log_var = inputs(*shape, dtype=dtype)
+def leaves(
+    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    mu, log_var = inputs(*shape, dtype=dtype, device=device)
     return mu.requires_grad_(), log_var.requires_grad_()
 
 
@@ -30,54 +32,66 @@ SHAPES = [((5, 7), (5, 7)), ((5, 7), (7,)), ((1, 7), (5, 1)), ((), ()), ((3, 1, 
 
 @pytest.mark.parametrize(("mu_shape", "log_var_shape"), SHAPES)
 def test_gradcheck(
-    both_paths: str, mu_shape: tuple[int, ...], log_var_shape: tuple[int, ...]
+    both_paths: str,
+    mu_shape: tuple[int, ...],
+    log_var_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
-    mu, _ = leaves(*mu_shape)
-    _, log_var = leaves(*log_var_shape)
+    most = 2 if device.type == "cuda" else 7  # each element takes many launches
+    mu, _ = leaves(*(min(n, most) for n in mu_shape), device=device)
+    _, log_var = leaves(*(min(n, most) for n in log_var_shape), device=device)
+    key = KEY.to(device)
 
     def sample(mu: Tensor, log_var: Tensor) -> Tensor:
-        return fused_reparameterize(mu, log_var, key=KEY)
+        return fused_reparameterize(mu, log_var, key=key)
 
     assert gradcheck(sample, (mu, log_var))
     assert gradgradcheck(sample, (mu, log_var))
 
 
-def test_gradients_are_those_of_the_eager_line(both_paths: str) -> None:
-    """First and second order, in value: gradcheck would not see a wrong z."""
-    mu, log_var = leaves(33, 5)
+def test_gradients_are_those_of_the_eager_line(both_paths: str, device: torch.device) -> None:
+    """To the third order, in value: gradcheck would not see a wrong z."""
     eps = reparam_fused.noise(KEY, 33, 5, dtype=torch.float64)
-    weight = torch.linspace(-1, 1, 165, dtype=torch.float64).view(33, 5)
     results = []
-    for z in (fused_reparameterize(mu, log_var, key=KEY), eager(mu, log_var, eps)):
+    for place in (device, "cpu"):
+        mu, log_var = leaves(33, 5, device=place)
+        weight = torch.linspace(-1, 1, 165, dtype=torch.float64).view(33, 5).to(place)
+        if not results:
+            z = fused_reparameterize(mu, log_var, key=KEY.to(device))
+        else:
+            z = eager(mu, log_var, eps)
         first = torch.autograd.grad((z**3 * weight).sum(), (mu, log_var), create_graph=True)
         second = torch.autograd.grad(
             sum((g * weight).sum() for g in first), (mu, log_var), create_graph=True
         )
         third = torch.autograd.grad(second[1].sum(), (mu, log_var))
-        results.append((z, *first, *second, *third))
+        results.append([t.cpu() for t in (z, *first, *second, *third)])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("keys", ["one", "batched"])
 def test_gradient_uses_the_noise_of_the_forward(
-    both_paths: str, dtype: torch.dtype, keys: str
+    both_paths: str, dtype: torch.dtype, keys: str, device: torch.device
 ) -> None:
-    mu, log_var = leaves(9, 100, dtype=dtype)
+    mu, log_var = leaves(9, 100, dtype=dtype, device=device)
     key = KEY if keys == "one" else reparam_fused.split(KEY, 9)
-    grad_z, _ = inputs(9, 100, dtype=dtype, seed=4)
-    z = fused_reparameterize(mu, log_var, key=key)
+    grad_z, _ = inputs(9, 100, dtype=dtype, seed=4, device=device)
+    z = fused_reparameterize(mu, log_var, key=key.to(device))
     grad_mu, grad_log_var = torch.autograd.grad(z, (mu, log_var), grad_z)
     assert_same_bits(grad_mu, grad_z)
-    assert_same_bits(grad_log_var, _ops.sample_backward(grad_z, log_var.detach(), key))
+    expected = _ops.sample_backward(grad_z.cpu(), log_var.detach().cpu(), key)
+    assert_as_on_cpu(grad_log_var, expected)
     # With a graph asked for, the bits are the same.
-    z = fused_reparameterize(mu, log_var, key=key)
+    z = fused_reparameterize(mu, log_var, key=key.to(device))
     _, again = torch.autograd.grad(z, (mu, log_var), grad_z, create_graph=True)
     assert_same_bits(again, grad_log_var)
 
 
 @pytest.mark.parametrize("low", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_low_precision_gradients_against_fp64(both_paths: str, low: torch.dtype) -> None:
+def test_low_precision_gradients_against_fp64(
+    both_paths: str, low: torch.dtype, device: torch.device
+) -> None:
     """No worse than one rounding to the dtype and the ULPs of float32 before it.
 
     The eager line in the same dtype, with the same noise, is measured beside it: it rounds
@@ -86,8 +100,9 @@ def test_low_precision_gradients_against_fp64(both_paths: str, low: torch.dtype)
     mu, log_var = leaves(20_000, dtype=low)
     grad_z, _ = inputs(20_000, dtype=low, seed=4)
     eps = reparam_fused.noise(KEY, 20_000)
-    z = fused_reparameterize(mu, log_var, key=KEY)
-    _, ours = torch.autograd.grad(z, (mu, log_var), grad_z)
+    given = mu.to(device), log_var.to(device)
+    z = fused_reparameterize(*given, key=KEY.to(device))
+    _, ours = (g.cpu() for g in torch.autograd.grad(z, given, grad_z.to(device)))
     _, theirs = torch.autograd.grad(eager(mu, log_var, eps.to(low)), (mu, log_var), grad_z)
     exact = grad_z.double() * eps.double() * torch.exp(0.5 * log_var.detach().double()) / 2
     rounding = torch.finfo(low).eps / 2
@@ -103,13 +118,15 @@ def test_low_precision_gradients_against_fp64(both_paths: str, low: torch.dtype)
 @pytest.mark.parametrize(
     ("mu_needs", "log_var_needs"), [(True, True), (True, False), (False, True), (False, False)]
 )
-def test_requires_grad_on_either(both_paths: str, mu_needs: bool, log_var_needs: bool) -> None:
-    mu, log_var = (t.detach() for t in leaves(4, 4))
+def test_requires_grad_on_either(
+    both_paths: str, mu_needs: bool, log_var_needs: bool, device: torch.device
+) -> None:
+    mu, log_var = inputs(4, 4, device=device)
     mu.requires_grad_(mu_needs)
     log_var.requires_grad_(log_var_needs)
-    z = fused_reparameterize(mu, log_var, key=KEY)
+    z = fused_reparameterize(mu, log_var, key=KEY.to(device))
     assert z.requires_grad == (mu_needs or log_var_needs)
-    assert_same_bits(z, fused_reparameterize(mu.detach(), log_var.detach(), key=KEY))
+    assert_same_bits(z, fused_reparameterize(*inputs(4, 4), key=KEY))
     if z.requires_grad:
         z.sum().backward()
     assert (mu.grad is not None) == mu_needs
@@ -120,23 +137,24 @@ def test_requires_grad_on_either(both_paths: str, mu_needs: bool, log_var_needs:
         assert fused_reparameterize(mu, log_var).is_inference()
 
 
-def test_mu_is_log_var(both_paths: str) -> None:
-    x, _ = leaves(50)
+def test_mu_is_log_var(both_paths: str, device: torch.device) -> None:
+    x, _ = leaves(50, device=device)
     eps = reparam_fused.noise(KEY, 50, dtype=torch.float64)
-    fused_reparameterize(x, x, key=KEY).sum().backward()
-    expected = 1 + 0.5 * torch.exp(0.5 * x.detach()) * eps
-    torch.testing.assert_close(x.grad, expected, rtol=1e-13, atol=1e-13)
+    fused_reparameterize(x, x, key=KEY.to(device)).sum().backward()
+    assert x.grad is not None
+    expected = 1 + 0.5 * torch.exp(0.5 * x.detach().cpu()) * eps
+    torch.testing.assert_close(x.grad.cpu(), expected, rtol=1e-13, atol=1e-13)
 
 
-def test_grad_mu_is_grad_z_itself(both_paths: str) -> None:
-    mu, log_var = leaves(100)
-    grad_z = torch.ones(100, dtype=torch.float64)
+def test_grad_mu_is_grad_z_itself(both_paths: str, device: torch.device) -> None:
+    mu, log_var = leaves(100, device=device)
+    grad_z = torch.ones(100, dtype=torch.float64, device=device)
     grad_mu, _ = torch.autograd.grad(fused_reparameterize(mu, log_var), (mu, log_var), grad_z)
     assert grad_mu.data_ptr() == grad_z.data_ptr()
 
 
-def test_only_log_var_and_the_key_are_kept(both_paths: str) -> None:
-    mu, log_var = leaves(1000)
+def test_only_log_var_and_the_key_are_kept(both_paths: str, device: torch.device) -> None:
+    mu, log_var = leaves(1000, device=device)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         z = fused_reparameterize(mu, log_var)
@@ -153,9 +171,9 @@ def test_only_log_var_and_the_key_are_kept(both_paths: str) -> None:
     assert mu_alias() is None
 
 
-def test_a_second_backward_needs_retain_graph(both_paths: str) -> None:
-    mu, log_var = leaves(10)
-    z = fused_reparameterize(mu, log_var, key=KEY)
+def test_a_second_backward_needs_retain_graph(both_paths: str, device: torch.device) -> None:
+    mu, log_var = leaves(10, device=device)
+    z = fused_reparameterize(mu, log_var, key=KEY.to(device))
     first = torch.autograd.grad(z.sum(), log_var, retain_graph=True)
     second = torch.autograd.grad(z.sum(), log_var)
     assert_same_bits(first[0], second[0])
@@ -163,8 +181,8 @@ def test_a_second_backward_needs_retain_graph(both_paths: str) -> None:
         torch.autograd.grad(z.sum(), log_var)
 
 
-def test_log_var_changed_in_place_is_an_error(both_paths: str) -> None:
-    mu, log_var = leaves(10)
+def test_log_var_changed_in_place_is_an_error(both_paths: str, device: torch.device) -> None:
+    mu, log_var = leaves(10, device=device)
     scratch = log_var * 1
     z = fused_reparameterize(mu, scratch)
     scratch.add_(1)
@@ -172,8 +190,8 @@ def test_log_var_changed_in_place_is_an_error(both_paths: str) -> None:
         z.sum().backward()
 
 
-def test_an_undefined_gradient_is_no_gradient(both_paths: str) -> None:
-    mu, log_var = leaves(10)
+def test_an_undefined_gradient_is_no_gradient(both_paths: str, device: torch.device) -> None:
+    mu, log_var = leaves(10, device=device)
 
     class Drop(torch.autograd.Function):
         @staticmethod
@@ -189,37 +207,43 @@ def test_an_undefined_gradient_is_no_gradient(both_paths: str) -> None:
     assert all(g is None or not g.any() for g in grads)
 
 
-def test_expanded_gradients_are_read_in_place(both_paths: str, dtype: torch.dtype) -> None:
+def test_expanded_gradients_are_read_in_place(
+    both_paths: str, dtype: torch.dtype, device: torch.device
+) -> None:
     """z.sum() sends back one element, expanded."""
-    mu, log_var = leaves(7, 90, dtype=dtype)
-    fused_reparameterize(mu, log_var, key=KEY).sum().backward()
-    expected = _ops.sample_backward(torch.ones(7, 90, dtype=dtype), log_var.detach(), KEY)
+    mu, log_var = leaves(7, 90, dtype=dtype, device=device)
+    fused_reparameterize(mu, log_var, key=KEY.to(device)).sum().backward()
+    expected = _ops.sample_backward(torch.ones(7, 90, dtype=dtype), log_var.detach().cpu(), KEY)
     assert log_var.grad is not None
-    assert_same_bits(log_var.grad, expected)
+    assert_as_on_cpu(log_var.grad, expected)
 
 
 @pytest.mark.parametrize("op", [_ops.sample_from_key, _ops.sample_backward])
 @pytest.mark.parametrize("shapes", [((4, 6), (4, 6)), ((4, 6), (6,)), ((0, 6), (6,))])
-def test_opcheck(op: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_opcheck(
+    op: torch._ops.OpOverload, shapes: tuple[tuple[int, ...], ...], device: torch.device
+) -> None:
     torch.use_deterministic_algorithms(False)
-    x, _ = leaves(*shapes[0], dtype=torch.float32)
-    _, log_var = leaves(*shapes[1], dtype=torch.float32)
-    torch.library.opcheck(op, (x, log_var, KEY))
+    key = KEY.to(device)
+    x, _ = leaves(*shapes[0], dtype=torch.float32, device=device)
+    _, log_var = leaves(*shapes[1], dtype=torch.float32, device=device)
+    torch.library.opcheck(op, (x, log_var, key))
     if shapes[0] == shapes[1]:
-        torch.library.opcheck(op, (x.detach().t(), log_var.detach().t(), KEY))
-        torch.library.opcheck(op, (x, log_var, reparam_fused.split(KEY, 4)))
+        torch.library.opcheck(op, (x.detach().t(), log_var.detach().t(), key))
+        torch.library.opcheck(op, (x, log_var, reparam_fused.split(key, 4)))
 
 
-def test_opcheck_of_the_op_that_draws() -> None:
+def test_opcheck_of_the_op_that_draws(device: torch.device) -> None:
     """All but the comparison of two runs: they draw different noise."""
     torch.use_deterministic_algorithms(False)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    for generator in (None, torch.Generator()):
-        torch.library.opcheck(_ops.sample, (*leaves(4, 6), generator), test_utils=checks)
+    for generator in (None, torch.Generator(device)):
+        arguments = (*leaves(4, 6, device=device), generator)
+        torch.library.opcheck(_ops.sample, arguments, test_utils=checks)
 
 
-def test_opcheck_of_the_key_in_a_graph() -> None:
-    torch.library.opcheck(_ops.traced_key, (torch.device("cpu"),))
+def test_opcheck_of_the_key_in_a_graph(device: torch.device) -> None:
+    torch.library.opcheck(_ops.traced_key, (device,))
 
 
 NOT_KERNELS = {
