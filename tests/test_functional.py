@@ -83,6 +83,14 @@ def test_memory_format_is_that_of_the_eager_line(both_paths: str, device: torch.
         assert_same_bits(z, fused_reparameterize(*dense, key=KEY))
 
 
+def test_one_element_wherever_it_lies(both_paths: str, device: torch.device) -> None:
+    """Of no dimension, or of one; its address need not be a vector's."""
+    for where in (0, 1, slice(1, 2)):
+        mu, log_var = (t[where] for t in inputs(8))
+        z = fused_reparameterize(*(t[where] for t in inputs(8, device=device)), key=KEY.to(device))
+        assert_same_bits(z, fused_reparameterize(mu, log_var, key=KEY))
+
+
 def test_the_inputs_are_left_alone(both_paths: str, device: torch.device) -> None:
     given = *inputs(100, device=device), KEY.to(device)
     before = [t.clone() for t in given]
