@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import DEVICES
 from helpers import assert_same_bits, inputs, key_of
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -30,8 +31,22 @@ KEY = key_of(8)
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
 )
-INDUCTOR = pytest.param("inductor", marks=needs_compiler)
-BACKENDS = pytest.mark.parametrize("backend", ["eager", "aot_eager", INDUCTOR])
+
+
+def on_devices(*cases: Any) -> list[Any]:
+    """Each (backend, ...) on every device, but inductor on the CPU alone: on a GPU its kernels
+    are Triton's, compiled for seconds, and the op within them is the one that aot_eager calls."""
+    return [
+        pytest.param(*case, device, marks=needs_compiler if case[0] == "inductor" else ())
+        for case, device in product(cases, DEVICES)
+        if case[0] != "inductor" or device == "cpu"
+    ]
+
+
+def compilers(*backends: str) -> pytest.MarkDecorator:
+    """The test with each backend, on the devices that it is tried on."""
+    cases = on_devices(*zip(backends, strict=True))
+    return pytest.mark.parametrize(("backend", "device"), cases, indirect=["device"])
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +56,23 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def leaves(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
-    mu, log_var = inputs(*shape, dtype=dtype)
+def leaves(
+    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    mu, log_var = inputs(*shape, dtype=dtype, device=device)
     return mu.requires_grad_(), log_var.requires_grad_()
 
 
-@BACKENDS
+@compilers("eager", "aot_eager", "inductor")
 @pytest.mark.parametrize("needs_grad", [False, True])
-def test_calls_draw_fresh_noise(backend: str, needs_grad: bool) -> None:
+def test_calls_draw_fresh_noise(backend: str, device: torch.device, needs_grad: bool) -> None:
     """The traps of CSE, which merges equal calls, and of a seed baked into the graph."""
 
     @torch.compile(backend=backend, fullgraph=True)
     def four(mu: Tensor, log_var: Tensor) -> list[Tensor]:
         return [fused_reparameterize(mu, log_var) for _ in range(4)]
 
-    mu, log_var = leaves(6, 8) if needs_grad else inputs(6, 8)
+    mu, log_var = (leaves if needs_grad else inputs)(6, 8, device=device)
     torch.manual_seed(2)
     samples = four(mu, log_var) + four(mu, log_var)
     for i, a in enumerate(samples):
@@ -70,24 +87,27 @@ def test_calls_draw_fresh_noise(backend: str, needs_grad: bool) -> None:
             torch.testing.assert_close(grad_log_var, 0.5 * (z - mu))
 
 
-@BACKENDS
-def test_calls_with_a_key_equal_eager_ones(backend: str) -> None:
-    """Forward and backward, as bits, in one graph."""
-    cases = [
-        (*leaves(6, 20, dtype=dtype), key)
-        for dtype in (torch.float32, torch.bfloat16)
-        for key in (KEY, reparam_fused.split(KEY, 6))
-    ]
+@compilers("eager", "aot_eager", "inductor")
+def test_calls_with_a_key_equal_eager_ones(backend: str, device: torch.device) -> None:
+    """Forward and backward, as bits, in one graph; eager runs on the CPU."""
+
+    def cases_on(device: torch.device | str) -> list[tuple[Tensor, Tensor, Tensor]]:
+        return [
+            (*leaves(6, 20, dtype=dtype, device=device), key.to(device))
+            for dtype in (torch.float32, torch.bfloat16)
+            for key in (KEY, reparam_fused.split(KEY, 6))
+        ]
 
     def run(cases: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
         return [fused_reparameterize(mu, log_var, key=key) for mu, log_var, key in cases]
 
     compiled = torch.compile(run, backend=backend, fullgraph=True)
-    wanted = [t for mu, log_var, _ in cases for t in (mu, log_var)]
     results = []
-    for call in (run, compiled):
+    for call, place in ((run, "cpu"), (compiled, device)):
+        cases = cases_on(place)
+        wanted = [t for mu, log_var, _ in cases for t in (mu, log_var)]
         z = call(cases)
-        weights = [inputs(*t.shape, dtype=t.dtype, seed=4)[0] for t in z]
+        weights = [inputs(*t.shape, dtype=t.dtype, seed=4, device=place)[0] for t in z]
         results.append([*z, *torch.autograd.grad(z, wanted, weights)])
         with torch.no_grad():
             results[-1] += call(cases)
@@ -95,9 +115,9 @@ def test_calls_with_a_key_equal_eager_ones(backend: str) -> None:
         assert_same_bits(ours, theirs)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
+@compilers("aot_eager", "inductor")
 @pytest.mark.parametrize("marked", [True, False])
-def test_one_graph_for_all_sizes(backend: str, marked: bool) -> None:
+def test_one_graph_for_all_sizes(backend: str, device: torch.device, marked: bool) -> None:
     counter = CompileCounterWithBackend(backend)
 
     @torch.compile(backend=counter, fullgraph=True, dynamic=None if marked else True)
@@ -106,26 +126,26 @@ def test_one_graph_for_all_sizes(backend: str, marked: bool) -> None:
         return drawn, fused_reparameterize(mu, log_var, key=keys)
 
     for n in (7, 8, 64, 101):
-        mu, log_var = leaves(n, 5, dtype=torch.float32)
-        keys = reparam_fused.split(KEY, n)
+        mu, log_var = leaves(n, 5, dtype=torch.float32, device=device)
+        keys = reparam_fused.split(KEY.to(device), n)
         if marked:  # an error where the graph holds for one size alone
             for t in (mu, log_var, keys):
                 torch._dynamo.mark_dynamic(t, 0)
         drawn, fixed = call(mu, log_var, keys)
-        expected = fused_reparameterize(mu, log_var, key=keys)
+        expected = fused_reparameterize(mu.cpu(), log_var.cpu(), key=keys.cpu()).to(device)
         assert_same_bits(fixed, expected)
         (ours,) = torch.autograd.grad((drawn + fixed).sum(), log_var)
         torch.testing.assert_close(ours, 0.5 * (drawn - mu + expected - mu), atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 1
 
 
-def test_mu_is_log_var() -> None:
+def test_mu_is_log_var(device: torch.device) -> None:
     """dynamo refuses a Function that is given one tensor twice."""
-    x, _ = leaves(6)
+    x, _ = leaves(6, device=device)
     compiled = torch.compile(fused_reparameterize, backend="aot_eager", fullgraph=True)
     results = []
     for call in (fused_reparameterize, compiled):
-        z = call(x, x, key=KEY)
+        z = call(x, x, key=KEY.to(device))
         results.append((z, *torch.autograd.grad(z.sum(), x)))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -144,13 +164,15 @@ def layers(
     return mu, drawn
 
 
-def assert_gradients_are_of_what_was_returned(call: Callable[..., Any]) -> None:
+def assert_gradients_are_of_what_was_returned(
+    call: Callable[..., Any], device: torch.device
+) -> None:
     """The eager lines, with the noise that was used, give the same gradients."""
     torch.manual_seed(0)
-    mu, log_var = leaves(8, 16)
-    weights = inputs(3, 16, 16, dtype=torch.float64, seed=3)[0].requires_grad_()
+    mu, log_var = leaves(8, 16, device=device)
+    weights = inputs(3, 16, 16, dtype=torch.float64, seed=3, device=device)[0].requires_grad_()
     last, drawn = call(mu, log_var, weights)
-    torch.rand(3)  # a draw in the backward would find the generator elsewhere
+    torch.rand(3, device=device)  # a draw in the backward would find the generator elsewhere
     ours = torch.autograd.grad(last.square().sum(), (mu, log_var, weights))
     h = mu
     for weight, (m, v, z) in zip(weights.unbind(), drawn, strict=True):
@@ -163,21 +185,24 @@ def assert_gradients_are_of_what_was_returned(call: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "budget"),
-    [
+    ("backend", "budget", "device"),
+    on_devices(
         *(("aot_eager_decomp_partition", budget) for budget in (0.0, 0.3, 0.5, 0.9, 1.0)),
         # the same partitioner, and seconds for each
-        *(pytest.param("inductor", budget, marks=needs_compiler) for budget in (0.0, 0.5)),
-    ],
+        *(("inductor", budget) for budget in (0.0, 0.5)),
+    ),
+    indirect=["device"],
 )
-def test_memory_budgets_do_not_draw_again(backend: str, budget: float) -> None:
+def test_memory_budgets_do_not_draw_again(
+    backend: str, budget: float, device: torch.device
+) -> None:
     """Below 1 the partitioner draws torch.randn again, and gives wrong gradients."""
     with config.patch(activation_memory_budget=budget):
         compiled = torch.compile(layers, backend=backend, fullgraph=True)
-        assert_gradients_are_of_what_was_returned(compiled)
+        assert_gradients_are_of_what_was_returned(compiled, device)
 
 
-def test_graphs_without_a_backward_take_any_budget() -> None:
+def test_graphs_without_a_backward_take_any_budget(device: torch.device) -> None:
     """torch refuses a draw that is marked for the partitioner where there is none."""
 
     @torch.compile(backend="aot_eager", fullgraph=True)
@@ -186,12 +211,12 @@ def test_graphs_without_a_backward_take_any_budget() -> None:
 
     for budget in (0.0, 1.0):
         with config.patch(activation_memory_budget=budget):
-            for mu, log_var in (inputs(6, 8), leaves(6, 8)):
+            for mu, log_var in (inputs(6, 8, device=device), leaves(6, 8, device=device)):
                 assert (call(mu, log_var) != call(mu, log_var)).all()
         torch._dynamo.reset()
 
 
-def test_log_var_and_a_key_go_to_the_backward() -> None:
+def test_log_var_and_a_key_go_to_the_backward(device: torch.device) -> None:
     """The one kernel there, and the state of no generator."""
     graphs: list[list[torch.fx.Node]] = []
 
@@ -202,7 +227,7 @@ def test_log_var_and_a_key_go_to_the_backward() -> None:
     backend = aot_autograd(
         fw_compiler=record, bw_compiler=record, partition_fn=min_cut_rematerialization_partition
     )
-    mu, log_var = leaves(6, 8)
+    mu, log_var = leaves(6, 8, device=device)
     torch.compile(fused_reparameterize, backend=backend)(mu, log_var).sum().backward()
     _, backward = graphs
     kept = [node.meta["val"] for node in backward if node.op == "placeholder"]
@@ -227,17 +252,20 @@ def save_nothing(_: object, op: object, *args: object, **kwargs: object) -> Chec
 
 
 @pytest.mark.parametrize(
-    ("backend", "policy"),
-    [
+    ("backend", "policy", "device"),
+    on_devices(
         *product(
             [None, "aot_eager", "aot_eager_decomp_partition"],
             [None, save_products, save_samples, save_nothing],
         ),
-        pytest.param("inductor", save_nothing, marks=needs_compiler),
-    ],
+        ("inductor", save_nothing),
+    ),
+    indirect=["device"],
 )
 def test_checkpoint_uses_the_noise_of_the_forward(
-    backend: str | None, policy: Callable[..., CheckpointPolicy] | None
+    backend: str | None,
+    policy: Callable[..., CheckpointPolicy] | None,
+    device: torch.device,
 ) -> None:
     """Whole or selective; the trap of an op without a tag, whose recomputation draws anew."""
     selective = {}
@@ -250,15 +278,16 @@ def test_checkpoint_uses_the_noise_of_the_forward(
 
     if backend is not None:
         call = torch.compile(call, backend=backend, fullgraph=True)
-    assert_gradients_are_of_what_was_returned(call)
+    assert_gradients_are_of_what_was_returned(call, device)
 
 
-def test_func_grad_within_a_graph_is_refused_or_left_to_eager() -> None:
+def test_func_grad_within_a_graph_is_refused_or_left_to_eager(device: torch.device) -> None:
     """dynamo does not trace the Function under torch.func.grad."""
-    mu, log_var = inputs(6)
+    mu, log_var = inputs(6, device=device)
+    key = KEY.to(device)
 
     def gradient(mu: Tensor, log_var: Tensor) -> Tensor:
-        loss = lambda v: fused_reparameterize(mu, v, key=KEY).square().sum()  # noqa: E731
+        loss = lambda v: fused_reparameterize(mu, v, key=key).square().sum()  # noqa: E731
         result: Tensor = torch.func.grad(loss)(log_var)
         return result
 
