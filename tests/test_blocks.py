@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from conftest import ON_STAND_IN
 from helpers import assert_same_bits, inputs, key_of, needs_kernels
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_compile import compilers
 from torch import Tensor
 
 import reparam_fused
@@ -42,46 +44,62 @@ def part(whole: Tensor, offset: Sequence[int], shape: Sequence[int]) -> Tensor:
 
 @pytest.mark.parametrize(("whole", "offset", "shape"), BLOCKS)
 def test_a_block_is_a_part_of_the_whole(
-    whole: tuple[int, ...], offset: tuple[int, ...], shape: tuple[int, ...], dtype: torch.dtype
+    whole: tuple[int, ...],
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     """Forward and backward; as a tensor of its own, and read where it lies."""
-    mu, log_var = inputs(*whole, dtype=dtype)
+    mu, log_var = inputs(*whole, dtype=dtype, device=device)
+    key = KEY.to(device)
     for form, scale in (("log_var", log_var), ("std", log_var)):
-        z = _ops.sample_from_key(mu, scale, KEY, form)
-        grad = _ops.sample_backward(mu, scale if form == "log_var" else None, KEY, form)
+        z = _ops.sample_from_key(mu, scale, key, form)
+        grad = _ops.sample_backward(mu, scale if form == "log_var" else None, key, form)
         views = part(mu, offset, shape), part(scale, offset, shape)
+        block = form, whole, offset
+        expected = reference.sample_from_key(*(t.cpu() for t in views), KEY, *block)
+        if dtype == torch.float64:
+            z_part = part(z, offset, shape).cpu()
+            torch.testing.assert_close(z_part, expected, rtol=1e-13, atol=1e-14)
+        else:
+            assert_same_bits(part(z, offset, shape), expected)
         for a, b in (views, tuple(t.clone() for t in views)):
-            block = form, whole, offset
-            assert_same_bits(_ops.sample_from_key(a, b, KEY, *block), part(z, offset, shape))
+            assert_same_bits(_ops.sample_from_key(a, b, key, *block), part(z, offset, shape))
             b_or_none = b if form == "log_var" else None
-            result = _ops.sample_backward(a, b_or_none, KEY, *block)
+            result = _ops.sample_backward(a, b_or_none, key, *block)
             assert_same_bits(result, part(grad, offset, shape))
-            expected = reference.sample_from_key(a, b, KEY, *block)
-            if dtype == torch.float64:
-                torch.testing.assert_close(part(z, offset, shape), expected, rtol=1e-13, atol=1e-14)
-            else:
-                assert_same_bits(part(z, offset, shape), expected)
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
-def test_any_block(data: st.DataObject) -> None:
+@settings(
+    max_examples=20 if ON_STAND_IN else 200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_any_block(device: torch.device, data: st.DataObject) -> None:
+    """float64 has the same bits on one device alone."""
     whole = data.draw(st.lists(st.integers(1, 70), min_size=1, max_size=3))
     offset = [data.draw(st.integers(0, n - 1)) for n in whole]
     shape = [data.draw(st.integers(1, n - o)) for n, o in zip(whole, offset, strict=True)]
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
     key = key_of(data.draw(st.integers(0, 2**64 - 1)), data.draw(st.integers(0, 2**64 - 1)))
-    eps = reparam_fused.noise(key, whole, dtype=dtype)
-    block = reparam_fused.noise(key, shape, dtype=dtype, global_shape=whole, global_offset=offset)
+    on_device = key.to(device)
+    eps = reparam_fused.noise(on_device if dtype == torch.float64 else key, whole, dtype=dtype)
+    block = reparam_fused.noise(
+        on_device, shape, dtype=dtype, global_shape=whole, global_offset=offset
+    )
     assert_same_bits(block, part(eps, offset, shape))
 
 
 @pytest.mark.parametrize("batch", [(6,), (6, 1), (1, 7), (6, 7), (1, 1, 9)])
-def test_with_batched_keys(batch: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_with_batched_keys(
+    batch: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> None:
     """Where keys tell slices apart, the index counts within a slice; keys go by the block."""
     whole, offset, shape = (6, 7, 9), (2, 3, 1), (3, 4, 7)
-    keys = reparam_fused.split(KEY, math.prod(batch)).view(*batch, 2)
-    mu, log_var = inputs(*whole, dtype=dtype)
+    keys = reparam_fused.split(KEY.to(device), math.prod(batch)).view(*batch, 2)
+    mu, log_var = inputs(*whole, dtype=dtype, device=device)
     z = fused_reparameterize(mu, log_var, key=keys)
     block_keys = keys[
         tuple(
@@ -99,9 +117,9 @@ def test_with_batched_keys(batch: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_same_bits(result, part(z, offset, shape))
 
 
-def test_keys_are_read_where_they_lie(dtype: torch.dtype) -> None:
-    keys = reparam_fused.split(KEY, 30).view(5, 6, 2)
-    x, log_var = inputs(6, 5, 11, dtype=dtype)
+def test_keys_are_read_where_they_lie(dtype: torch.dtype, device: torch.device) -> None:
+    keys = reparam_fused.split(KEY.to(device), 30).view(5, 6, 2)
+    x, log_var = inputs(6, 5, 11, dtype=dtype, device=device)
     z = _ops.sample_from_key(x, log_var, keys.transpose(0, 1))
     assert_same_bits(z, _ops.sample_from_key(x, log_var, keys.transpose(0, 1).contiguous()))
     words_apart = torch.stack([keys, keys], -1)[..., 0]
@@ -109,15 +127,20 @@ def test_keys_are_read_where_they_lie(dtype: torch.dtype) -> None:
                      z.transpose(0, 1))  # fmt: skip
 
 
-def test_the_place_may_be_far_out(dtype: torch.dtype) -> None:
+def test_the_place_may_be_far_out(dtype: torch.dtype, device: torch.device) -> None:
     """Indices beyond 2^32, without the memory for what lies before them."""
     n, per_counter = 100, 2 if dtype == torch.float64 else 4
     for first in (2**33, 2**40 + 3, 2**62):
         block = reparam_fused.noise(
-            key_of(3), n, dtype=dtype, global_shape=(first + n,), global_offset=(first,)
+            key_of(3, device=device),
+            n,
+            dtype=dtype,
+            global_shape=(first + n,),
+            global_offset=(first,),
         )
         skip = first % per_counter
-        expected = reparam_fused.noise(key_of(3, first // per_counter), n + skip, dtype=dtype)
+        key = key_of(3, first // per_counter, device=device)
+        expected = reparam_fused.noise(key, n + skip, dtype=dtype)
         assert_same_bits(block, expected[skip:])
 
 
@@ -134,15 +157,16 @@ def test_thread_counts(threads: int) -> None:
     assert_same_bits(block, part(eps, offset, shape))
 
 
-def test_gradients_through_the_public_call() -> None:
+def test_gradients_through_the_public_call(device: torch.device) -> None:
     whole, offset, shape = (6, 7), (2, 3), (3, 4)
-    mu, log_var = (t.requires_grad_() for t in inputs(*whole, dtype=torch.float64))
+    mu, log_var = (t.requires_grad_() for t in inputs(*whole, dtype=torch.float64, device=device))
+    key = KEY.to(device)
     for name in ("log_var", "std"):
-        z = fused_reparameterize(mu, **{name: log_var}, key=KEY)
+        z = fused_reparameterize(mu, **{name: log_var}, key=key)
         z_block = fused_reparameterize(
             part(mu, offset, shape),
             **{name: part(log_var, offset, shape)},
-            key=KEY,
+            key=key,
             global_shape=whole,
             global_offset=offset,
         )
@@ -155,41 +179,39 @@ def test_gradients_through_the_public_call() -> None:
         torch.testing.assert_close(second, torch.autograd.grad(expected[1].sum(), log_var))
 
 
-def test_vmap() -> None:
+def test_vmap(device: torch.device) -> None:
     """A block of each example; the batch itself is no dimension of the whole."""
-    mu, log_var = inputs(4, 5, 6)
-    keys = reparam_fused.split(KEY, 4)
+    mu, log_var = inputs(4, 5, 6, device=device)
+    keys = reparam_fused.split(KEY.to(device), 4)
     block = {"global_shape": (9, 10), "global_offset": (3, 4)}
 
     def call(m: Tensor, v: Tensor, k: Tensor) -> Tensor:
         return fused_reparameterize(m, v, key=k, **block)  # type: ignore[arg-type]
 
-    for key, dim in ((KEY, None), (keys, 0)):
+    for key, dim in ((KEY.to(device), None), (keys, 0)):
         result = torch.vmap(call, in_dims=(0, 0, dim))(mu, log_var, key)
         for i in range(4):
             k = key if dim is None else key[i]
-            assert_same_bits(result[i], call(mu[i], log_var[i], k))
+            one = (t.cpu() for t in (mu[i], log_var[i], k))
+            assert_same_bits(result[i], call(*one))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@compilers("aot_eager", "inductor")
 @needs_kernels
-def test_compiled(backend: str) -> None:
-    mu, log_var = inputs(5, 6)
+def test_compiled(backend: str, device: torch.device) -> None:
+    operands = (*inputs(5, 6), KEY)
 
-    def call(m: Tensor, v: Tensor) -> Tensor:
-        return fused_reparameterize(m, v, key=KEY, global_shape=(9, 10), global_offset=(3, 4))
+    def call(m: Tensor, v: Tensor, key: Tensor) -> Tensor:
+        return fused_reparameterize(m, v, key=key, global_shape=(9, 10), global_offset=(3, 4))
 
-    assert_same_bits(torch.compile(call, backend=backend, fullgraph=True)(mu, log_var),
-                     call(mu, log_var))  # fmt: skip
+    compiled = torch.compile(call, backend=backend, fullgraph=True)
+    assert_same_bits(compiled(*(t.to(device) for t in operands)), call(*operands))
 
 
-def test_ops() -> None:
-    mu, log_var = (t.requires_grad_() for t in inputs(3, 5))
+def test_ops(device: torch.device) -> None:
+    mu, log_var = (t.requires_grad_() for t in inputs(3, 5, device=device))
     for op in (_ops.sample_from_key, _ops.sample_backward):
-        torch.library.opcheck(op, (mu, log_var, KEY, "log_var", (7, 8), (4, 3)))
-
-
-MU = torch.zeros(3, 4)
+        torch.library.opcheck(op, (mu, log_var, KEY.to(device), "log_var", (7, 8), (4, 3)))
 
 
 @pytest.mark.parametrize(
@@ -230,20 +252,24 @@ MU = torch.zeros(3, 4)
         ),
     ],
 )
-def test_bad_blocks(arguments: dict[str, object], error: type[Exception], message: str) -> None:
+def test_bad_blocks(
+    arguments: dict[str, object], error: type[Exception], message: str, device: torch.device
+) -> None:
+    mu = torch.zeros(3, 4, device=device)
     with pytest.raises(error, match=message):
-        fused_reparameterize(MU, MU, **{"key": KEY, **arguments})  # type: ignore[arg-type]
+        fused_reparameterize(mu, mu, **{"key": KEY.to(device), **arguments})  # type: ignore[arg-type]
 
 
 @needs_kernels
-def test_the_ops_refuse_what_is_out_of_bounds() -> None:
+def test_the_ops_refuse_what_is_out_of_bounds(device: torch.device) -> None:
+    mu, key = torch.zeros(3, 4, device=device), KEY.to(device)
     with pytest.raises(RuntimeError, match="is not within 6"):
-        _ops.sample_from_key(MU, MU, KEY, "log_var", (6, 8), (4, 0))
+        _ops.sample_from_key(mu, mu, key, "log_var", (6, 8), (4, 0))
     with pytest.raises(RuntimeError, match="global_shape and global_offset, or neither"):
-        _ops.sample_from_key(MU, MU, KEY, "log_var", (6, 8))
+        _ops.sample_from_key(mu, mu, key, "log_var", (6, 8))
     with pytest.raises(RuntimeError, match="to have the 2 dimensions"):
-        _ops.sample_from_key(MU, MU, KEY, "log_var", (6,), (1,))
+        _ops.sample_from_key(mu, mu, key, "log_var", (6,), (1,))
     with pytest.raises(RuntimeError, match=r"less than 2\^63 elements"):
-        _ops.sample_from_key(MU, MU, KEY, "log_var", (2**32, 2**31), (0, 0))
+        _ops.sample_from_key(mu, mu, key, "log_var", (2**32, 2**31), (0, 0))
     with pytest.raises(RuntimeError, match="expected a uint64 key"):
-        _ops.sample_from_key(MU, MU, reparam_fused.split(KEY, 2))
+        _ops.sample_from_key(mu, mu, reparam_fused.split(key, 2))
