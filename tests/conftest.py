@@ -9,15 +9,16 @@ import pytest
 import torch
 from gpu.run import ACTIVE
 from gpu.stand_in import StandIn, attach
+from helpers import DTYPES
 
 import reparam_fused
 from reparam_fused import _ops, functional, kl_divergence
+from reparam_fused.check import parts
 
 # tests/gpu/run.py has put a stand-in GPU under this process.
 ON_STAND_IN = ACTIVE in os.environ
 HAS_GPU = ON_STAND_IN or torch.cuda.is_available()
 DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
-DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 def pytest_report_header() -> str:
@@ -86,11 +87,9 @@ def poisoned_memory() -> Iterator[None]:
     if ON_STAND_IN:  # it does so itself, with no kernel that would be counted
         yield
         return
-    torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+    with parts.poisoned_memory():
+        assert torch.empty(3).isnan().all()
+        yield
 
 
 @pytest.fixture(params=["C++ Function", "Python Function"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from conftest import DTYPES
-from helpers import inputs, key_of
+from helpers import DTYPES, inputs, key_of
+from helpers import extremes as extremes
 from torch import Tensor
 
 import reparam_fused
@@ -20,16 +20,6 @@ def digest(tensor: Tensor) -> str:
     # fp64 promises ULPs between backends; between the ISAs of one it keeps its bits too
     clean = torch.where(tensor.isnan(), torch.full_like(tensor, 7.0), tensor).contiguous()
     return hashlib.sha256(clean.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-
-
-def extremes(dtype: torch.dtype) -> Tensor:
-    """log_var that overflows, underflows, is not finite, or is a denormal."""
-    steps = torch.tensor([*range(-3000, 3000, 7)], dtype=torch.float64)
-    # where half of e^x overflows, in fp32 and in fp64
-    edges = [torch.linspace(x - 1, x + 1, 40, dtype=torch.float64) for x in (89.4, 710.4)]
-    values = torch.cat([steps, *edges])
-    special = [float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 1e-40, 3e38, -3e38]
-    return torch.cat([values, torch.tensor(special, dtype=torch.float64)]).to(dtype)
 
 
 def main() -> None:

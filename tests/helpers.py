@@ -1,4 +1,4 @@
-"""Comparisons and inputs that several test files use."""
+"""What several test files use; inputs and comparisons are those of the acceptance run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 from reparam_fused import _ops, _patch
+from reparam_fused.check.parts import DTYPES as DTYPES
+from reparam_fused.check.parts import assert_same_bits as assert_same_bits
+from reparam_fused.check.parts import extremes as extremes
+from reparam_fused.check.parts import inputs as inputs
+from reparam_fused.check.parts import key_of as key_of
 
 needs_kernels = pytest.mark.skipif(
     _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
@@ -17,50 +22,6 @@ needs_kernels = pytest.mark.skipif(
 needs_cuda_build = pytest.mark.skipif(
     torch.version.cuda is None, reason="torch is a build without CUDA"
 )
-
-_INTS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
-
-
-def key_of(seed: int, offset: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    return torch.tensor([seed % 2**64, offset % 2**64], dtype=torch.uint64, device=device)
-
-
-def inputs(
-    *shape: int,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-    spread: float = 2.0,
-    device: torch.device | str = "cpu",
-) -> tuple[Tensor, Tensor]:
-    """mu and log_var, without a draw from the global generator."""
-    generator = torch.Generator().manual_seed(seed)
-    mu = torch.randn(shape, generator=generator, dtype=torch.float64)
-    log_var = torch.randn(shape, generator=generator, dtype=torch.float64) * spread
-    return mu.to(dtype).to(device), log_var.to(dtype).to(device)
-
-
-def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
-    """Equal as bits, but for the payload of a NaN; wherever the tensors are."""
-    actual, expected = actual.detach().cpu(), expected.detach().cpu()
-    assert actual.dtype == expected.dtype
-    assert actual.shape == expected.shape
-    nan = expected.isnan()
-    assert torch.equal(actual.isnan(), nan)
-    ints = _INTS[actual.dtype]
-    zero = torch.zeros((), dtype=actual.dtype)
-    a = torch.where(nan, zero, actual).contiguous().view(ints)
-    b = torch.where(nan, zero, expected).contiguous().view(ints)
-    different = (a != b).flatten().nonzero().flatten()
-    assert different.numel() == 0, (
-        f"{different.numel()} of {a.numel()} elements differ, first at {different[:5].tolist()}: "
-        f"{actual.flatten()[different[:5]].tolist()} "
-        f"for {expected.flatten()[different[:5]].tolist()}"
-    )
 
 
 def assert_as_on_cpu(actual: Tensor, expected: Tensor) -> None:
