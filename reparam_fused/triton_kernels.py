@@ -435,9 +435,12 @@ def plan(
     counters = numel // segment_numel * segment_counters
     constants["BLOCK"] = _BLOCK_COUNTERS
     constants["INDEX"] = tl.int32 if numel < 2**31 - per_counter * _BLOCK_COUNTERS else tl.int64
-    layout = tuple(tuple(t.stride(d) for d in dims) for t in tensors)
-    layout += tuple(tuple(strides[d] for d in dims) for strides in (index_strides, key_strides))
-    sizes = tuple(out.size(d) for d in dims)
+    # The kernel needs a dimension to make a block of its pointers: one element has one of size 1.
+    layout = tuple(tuple(t.stride(d) for d in dims) or (0,) for t in tensors)
+    layout += tuple(
+        tuple(strides[d] for d in dims) or (0,) for strides in (index_strides, key_strides)
+    )
+    sizes = tuple(out.size(d) for d in dims) or (1,)
     return Plan(
         elements_kernel,
         -(-counters // _BLOCK_COUNTERS),

@@ -133,6 +133,7 @@ def test_compiled_kernels_read_views_where_they_lie(dtype: torch.dtype, op: str)
             reparam_fused.split(key, 30).view(3, 10, 2),
         ),
         (elements, *wide[..., :32].chunk(2, dim=-1), key),
+        (elements, x.flatten()[1], log_var.flatten()[1], key),  # no dimension, and not aligned
     ]
     for kernel, *case in cases:
         compare(90, *case, op=op, kernel=elements if op in NOISY_OPS else kernel)
