@@ -83,7 +83,6 @@ def environment() -> dict[str, str | None]:
     with suppress(OSError, IndexError):  # Linux knows the model of most CPUs
         facts["cpu"] = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[0]
     for device in gpus():
-        facts["cuda driver"] = str(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
         about = torch.cuda.get_device_properties(device)
         size, capability = about.total_memory / 2**30, f"{about.major}.{about.minor}"
         facts[str(device)] = f"{about.name}, compute capability {capability}, {size:.0f} GiB"
