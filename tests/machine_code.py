@@ -71,7 +71,8 @@ class Code(NamedTuple):
     def hot_path(self) -> list[Instruction]:
         """What a thread runs on its way to a 16-byte store, and from there to the end.
 
-        Counted statically, so that both sides of a short branch count: never too few.
+        Counted statically, so that both sides of a short branch count: never too few. There is
+        always such a path where it is asked for: an empty one would be below every ceiling.
         """
         forward = [self._next(i) for i in range(len(self.instructions))]
         backward: list[list[int]] = [[] for _ in forward]
@@ -82,6 +83,8 @@ class Code(NamedTuple):
         hot = _reachable([0], forward) & (
             _reachable(stores, backward) | _reachable(stores, forward)
         )
+        if not hot.intersection(stores):
+            raise ValueError("no path from the entry to a 16-byte store")
         return [self.instructions[i] for i in sorted(hot)]
 
     def slots_per_element(self, dtype: str) -> float:
@@ -187,9 +190,10 @@ def parse_code(text: str) -> Code:
         if ins is None or ins[3].startswith("NOP"):
             continue
         target = re.search(r"`\(([.$\w]+)\)", ins[4])
-        code.append(
-            Instruction(int(ins[1], 16), ins[2] is not None, ins[3], target[1] if target else None)
-        )
+        guarded = ins[2] is not None
+        if ins[3].startswith("BRA"):  # whose guard may be an operand: BRA.U UP0, `(.L_x_1)
+            guarded |= re.match(r"\s*!?U?P\d", ins[4]) is not None
+        code.append(Instruction(int(ins[1], 16), guarded, ins[3], target[1] if target else None))
     return Code(code, labels)
 
 
