@@ -138,6 +138,23 @@ def test_ptxas_takes_the_same_root(arch: int, tmp_path: Path) -> None:
     assert step is not None, code
 
 
+@pytest.mark.parametrize(("type", "ptx"), [("float", "f32"), ("double", "f64")])
+def test_a_sum_is_not_contracted(type: str, ptx: str, tmp_path: Path) -> None:
+    """With whatever product it is of: nvcc makes an fma of a plain a * b + c."""
+    source = tmp_path / "sum.cu"
+    source.write_text(
+        f'#include "{machine_code.ROOT}/csrc/cuda/thread.h"\n'
+        f"__global__ void k({type}* x) {{\n"
+        "  x[0] = reparam_fused::Thread::add(x[0] * x[1], x[2]);\n"
+        "  x[1] = reparam_fused::Thread::sub(x[3] * x[4], x[5]);\n"
+        "}\n"
+    )
+    gpu_run.nvcc("-ptx", "-arch=compute_80", source, "-o", tmp_path / "sum.ptx")
+    code = (tmp_path / "sum.ptx").read_text()
+    assert code.count(f"add.rn.{ptx}") == code.count(f"sub.rn.{ptx}") == 1
+    assert "fma" not in code
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_no_arithmetic_that_rounds_otherwise(kernels: dict[int, list[Kernel]], arch: int) -> None:
     """No flush to zero, no approximation but the first guess of a root."""

@@ -11,14 +11,17 @@ namespace reparam_fused {
 // scalar.h.
 struct Thread : Scalar {
   static __device__ __forceinline__ F fma(F a, F b, F c) { return __fmaf_rn(a, b, c); }
+  static __device__ __forceinline__ F add(F a, F b) { return __fadd_rn(a, b); }
   static __device__ __forceinline__ F sub(F a, F b) { return __fsub_rn(a, b); }
   static __device__ __forceinline__ F mul(F a, F b) { return __fmul_rn(a, b); }
   static __device__ __forceinline__ D fma(D a, D b, D c) { return __fma_rn(a, b, c); }
+  static __device__ __forceinline__ D add(D a, D b) { return __dadd_rn(a, b); }
   static __device__ __forceinline__ D sub(D a, D b) { return __dsub_rn(a, b); }
   static __device__ __forceinline__ D mul(D a, D b) { return __dmul_rn(a, b); }
   static __device__ __forceinline__ D sqrt(D a) { return __dsqrt_rn(a); }
   static __device__ __forceinline__ U sub(U a, U b) { return a - b; }
   static __device__ __forceinline__ Q sub(Q a, Q b) { return a - b; }
+  static __device__ __forceinline__ Q add(Q a, Q b) { return a + b; }
 
   // For a in [2^-60, 2^60]: a radius is at least 2^-30.
   static __device__ __forceinline__ F sqrt(F a) {
