@@ -18,7 +18,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from machine_code import Name
+from machine_code import VECTORS_PER_THREAD, Name
 from ptx import Kernel, Machine, Memory, Module, Stats
 from torch import Tensor
 
@@ -36,6 +36,8 @@ CPU_OPS: dict[str, Callable[..., Tensor]] = {
 OPS = tuple(CPU_OPS)
 ARCHS = (80, 90, 100, 120)
 BLOCK = 128
+# csrc/cuda/launch.cuh: whole tensors of fewer full blocks have none, and one vector a thread
+FEW_BLOCKS = 512
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 FORMS = ("log_var", "std")
 _Sizes = ctypes.POINTER(ctypes.c_int64)
@@ -108,6 +110,31 @@ def nvcc(*arguments: str | Path) -> None:
     )
     if result.returncode != 0:
         raise RuntimeError(result.stderr)
+
+
+class WholeGrid:
+    """How csrc/cuda/launch.cuh cuts a contiguous tensor into blocks."""
+
+    def __init__(self, numel: int, itemsize: int) -> None:
+        self._numel, self._per_vector = numel, 16 // itemsize
+        self._per_counter = 2 if itemsize == 8 else 4
+        self._vectors, left = divmod(numel, self._per_vector)
+        full = self._vectors // (VECTORS_PER_THREAD * BLOCK)
+        self.full_blocks = full if full >= FEW_BLOCKS else 0
+        rest = self._vectors - self.full_blocks * VECTORS_PER_THREAD * BLOCK
+        rest += -(-left // self._per_counter)
+        self.blocks = self.full_blocks + -(-rest // BLOCK)
+
+    def elements(self, blocks: range) -> range:
+        """What these blocks compute."""
+        return range(self._first(blocks.start), self._first(blocks.stop))
+
+    def _first(self, block: int) -> int:
+        full = min(block, self.full_blocks)
+        thread = (full * VECTORS_PER_THREAD + block - full) * BLOCK
+        beyond = max(thread - self._vectors, 0)  # counters of the vector that is not whole
+        element = (thread - beyond) * self._per_vector + beyond * self._per_counter
+        return min(element, self._numel)
 
 
 def has_nvcc() -> bool:

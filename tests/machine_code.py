@@ -68,27 +68,39 @@ class Code(NamedTuple):
     def opcodes(self) -> Counter[str]:
         return Counter(i.opcode for i in self.instructions)
 
-    def hot_path(self) -> list[Instruction]:
-        """What a thread runs on its way to a 16-byte store, and from there to the end.
+    def path(self, stores: int) -> list[Instruction]:
+        """What a thread runs that makes so many 16-byte stores, from the entry to the end.
 
         Counted statically, so that both sides of a short branch count: never too few. There is
         always such a path where it is asked for: an empty one would be below every ceiling.
         """
-        forward = [self._next(i) for i in range(len(self.instructions))]
+        # A step is an instruction, and how many stores lie behind it.
+        width = stores + 1
+        forward: list[list[int]] = [[] for _ in range(len(self.instructions) * width)]
+        ends = []
+        for i, ins in enumerate(self.instructions):
+            following = self._next(i)
+            for done in range(width):
+                after = done + is_vector_store(ins)
+                if after <= stores:
+                    forward[i * width + done] = [j * width + after for j in following]
+                    if after == stores and (not following or ins.opcode.startswith("EXIT")):
+                        ends.append(i * width + done)
         backward: list[list[int]] = [[] for _ in forward]
-        for i, following in enumerate(forward):
-            for j in following:
-                backward[j].append(i)
-        stores = [i for i, ins in enumerate(self.instructions) if is_vector_store(ins)]
-        hot = _reachable([0], forward) & (
-            _reachable(stores, backward) | _reachable(stores, forward)
-        )
-        if not hot.intersection(stores):
-            raise ValueError("no path from the entry to a 16-byte store")
-        return [self.instructions[i] for i in sorted(hot)]
+        for step, following in enumerate(forward):
+            for other in following:
+                backward[other].append(step)
+        on_path = _reachable([0], forward) & _reachable(ends, backward)
+        if not on_path:
+            raise ValueError(f"no path from the entry with {stores} 16-byte stores")
+        return [self.instructions[i] for i in sorted({step // width for step in on_path})]
 
-    def slots_per_element(self, dtype: str) -> float:
-        return len(self.hot_path()) / (VECTORS_PER_THREAD * 16 // ELEMENT_SIZE[dtype])
+    def hot_path(self) -> list[Instruction]:
+        """That of a full block of a kernel for contiguous tensors."""
+        return self.path(VECTORS_PER_THREAD)
+
+    def slots_per_element(self, dtype: str, vectors: int = VECTORS_PER_THREAD) -> float:
+        return len(self.path(vectors)) / (vectors * 16 // ELEMENT_SIZE[dtype])
 
     def _next(self, i: int) -> list[int]:
         ins = self.instructions[i]

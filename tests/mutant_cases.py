@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 from digest import extremes
-from gpu_run import BLOCK, CPU_OPS, Dims, GeneratorState, Gpu, Launch, make_problem, numbered
+from gpu_run import (
+    BLOCK,
+    CPU_OPS,
+    FEW_BLOCKS,
+    Dims,
+    GeneratorState,
+    Gpu,
+    Launch,
+    WholeGrid,
+    make_problem,
+    numbered,
+)
 from helpers import assert_same_bits, inputs, key_of
 from machine_code import Name
 from ptx import Kernel, Machine, Memory, PTXError
@@ -242,8 +253,13 @@ class Cases:
             cut_counters = numel // slice_numel * ((slice_numel + 6) // 4)
             return range(numel), range(-(-cut_counters // BLOCK))
 
+        if self.kernel_name.form == "whole":
+            grid = WholeGrid(numel, self.itemsize)
+            blocks = blocks or range(grid.blocks)
+            return grid.elements(blocks), blocks
+
         def first_element(block: int) -> int:
-            if self.kernel_name.form != "elements":
+            if self.kernel_name.form == "rows":
                 return min(block * self.per_block, numel)
             s, counter = divmod(block * BLOCK, slice_counters)
             return min(s * slice_numel + 4 * counter, numel)
@@ -338,26 +354,41 @@ def _whole(made: Cases, largest: int) -> None:
     def contiguous(n: int) -> Dims:
         return [(n, [1, 1, 1])]
 
+    def last_full(n: int) -> range:
+        return range(FEW_BLOCKS - n, FEW_BLOCKS)
+
     block = made.per_block
+    few = FEW_BLOCKS * block  # from here on there are full blocks
     odd = odd_values(made.dtype)
-    made.add("a full block", contiguous(block))
+    made.add("a full block", contiguous(few), blocks=last_full(1))
     made.add("a tail", contiguous(11), offset=2**64 - 1)
-    made.add("aimed", contiguous(4 * block), aimed=True)
+    made.add("aimed", contiguous(few), blocks=last_full(4), aimed=True)
     for tail in range(1, 5):
         made.add(f"aimed, tail {tail}", contiguous(block - tail), aimed=True)
     for n in (1, 2, 3, 4):
         made.add(f"{n} elements", contiguous(n))
     made.add("a long tail", contiguous(block - 1))
-    made.add("blocks and a tail", contiguous(2 * block + 5), offset=2**64 - 300)
+    made.add(
+        "blocks and a tail",
+        contiguous(few + block // 2 + 5),
+        blocks=range(FEW_BLOCKS - 2, FEW_BLOCKS + 3),
+        offset=2**64 - few // 4 + 300,
+    )
+    made.add("the last without full blocks", contiguous(few - 1), blocks=range(2045, 2048))
     for turn in range(4):  # each lane of each vector of a thread gets some
         values = (odd[0].roll(turn * (block // 4 + 1)), odd[1].roll(turn * (block // 4 + 1)))
-        made.add(f"extremes, {turn}", contiguous(2 * block), values=values)
+        made.add(f"extremes, {turn}", contiguous(few), blocks=last_full(2), values=values)
         made.add(f"extremes in the tail, {turn}", contiguous(block - 2), values=values)
     for turn in range(8):  # one word of 256 shows the half step of u
         made.add(f"a tail's words, {turn}", contiguous(block - 1), offset=10_007 * turn)
-    made.add("beyond 2^63", contiguous(block), offset=2**63 - 3)
+    made.add("beyond 2^63", contiguous(few), blocks=last_full(1), offset=2**63 - few // 4 + 3)
     if made.kernel_name.source == "KeyTensor":
-        made.add("a block", contiguous(block + 7), first_index=2**40 + 12)
+        made.add(
+            "a block",
+            contiguous(few + 7),
+            blocks=range(FEW_BLOCKS - 1, FEW_BLOCKS + 1),
+            first_index=2**40 + 12,
+        )
     for power in (31, 33, 35):
         last = (2**power + 77) // block
         for label, first in (("middle", last // 2), ("end", last - 1)):
@@ -366,16 +397,33 @@ def _whole(made: Cases, largest: int) -> None:
                 f"2^{power}, {label}", contiguous(2**power + 77), blocks=blocks, about="places"
             )
     if made.kernel_name.source == "Generator":
-        made.add("captured", contiguous(block), captured=True)
+        made.add("captured", contiguous(few), blocks=range(1), captured=True)
         made.add("captured, a tail", contiguous(2 * block + 11), captured=True)
         made.add("captured, odd", contiguous(5), captured=True, offset=2**61 + 3)
     for error in (-1.0, 1.0):
-        made.add(f"root off by {error}", contiguous(8 * block), approx_error=error, about="values")
+        made.add(
+            f"root off by {error}",
+            contiguous(few),
+            blocks=last_full(8),
+            approx_error=error,
+            about="values",
+        )
         made.add(
             f"root off by {error}, tail", contiguous(block - 3), approx_error=error, about="values"
         )
-    made.add("many", contiguous(min(2**16, largest)), aimed=True, about="values")
-    made.add("most", contiguous(largest), offset=3, aimed=True, about="values")
+    for turn in range(16):  # what is left of a vector is less than one
+        made.add(
+            f"left, {turn}",
+            contiguous(2 * made.per_vector - 1 - turn % 2),
+            offset=10_007 * turn,
+            aimed=True,
+            about="values",
+        )
+    for label, n in (("many", min(2**16, largest)), ("most", largest)):
+        blocks = last_full(n // block)
+        made.add(f"{label}, full", contiguous(few), blocks=blocks, aimed=True, about="values")
+        # below the full blocks, of which float32 has some from 2^20 on
+        made.add(f"{label}, tail", contiguous(n - 1), offset=3, aimed=True, about="values")
 
 
 def _views(made: Cases, largest: int) -> Dims:

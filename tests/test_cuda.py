@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import gpu_run
 import numpy as np
@@ -14,17 +15,20 @@ from gpu_run import (
     ARCHS,
     BLOCK,
     CPU_OPS,
+    FEW_BLOCKS,
     NOISY_OPS,
     Dims,
     GeneratorState,
     Gpu,
+    Launch,
+    WholeGrid,
     dimensions,
     make_problem,
     numbered,
     run,
 )
 from helpers import assert_same_bits, inputs, key_of, needs_cuda_build, needs_kernels
-from ptx import Machine, Memory
+from ptx import Machine, Memory, Stats
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -69,14 +73,15 @@ def assert_as_on_the_cpu(result: gpu_run.Result, op: str, *arguments: Tensor) ->
 
 
 def test_sizes(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    """Whole vectors, tails of every length, one block, full blocks and a last one that is not."""
-    block = PER_BLOCK[dtype]
+    """Whole vectors, tails of every length, one block and several."""
+    block = PER_BLOCK[dtype] // 4  # with one vector a thread
     sizes = [*range(1, 18), *range(block - 1, block + 9), 2 * block, 65539]
     for n in sizes:
         x, log_var = inputs(n, dtype=dtype, seed=n)
         key = key_of(0x9E3779B97F4A7C15 + n, 2**32 - 7)
         result = run(gpu, arch, op, x, log_var, key)
         assert result.launch.name.form == "whole"
+        assert result.launch.grid == WholeGrid(n, dtype.itemsize).blocks
         assert_as_on_the_cpu(result, op, x, log_var, key)
 
 
@@ -91,13 +96,19 @@ def test_offsets_carry_and_wrap(
 
 
 def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    """In full blocks and in the tail."""
+    """In full blocks and in the rest."""
     log_var = extremes(dtype).repeat(6)
-    assert log_var.numel() > PER_BLOCK[dtype]
+    block = PER_BLOCK[dtype]
+    full = log_var.numel() // block
+    assert full > 0
     for x in (0.0, 1.0, float("inf"), float("nan")):
         x_tensor = torch.full_like(log_var, x)
         result = run(gpu, arch, op, x_tensor, log_var, key_of(1))
         assert_as_on_the_cpu(result, op, x_tensor, log_var, key_of(1))
+        values = x_tensor[: full * block], log_var[: full * block]
+        blocks = range(FEW_BLOCKS - full, FEW_BLOCKS)
+        window = run_blocks(gpu, arch, op, dtype, FEW_BLOCKS * block, blocks, values=values)
+        assert_same_bits(window.out, window.expected)
 
 
 def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
@@ -217,6 +228,17 @@ def window(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return inputs(n, dtype=dtype, seed=3)
 
 
+class Window(NamedTuple):
+    launch: Launch
+    stats: Stats
+    out: Tensor
+    expected: Tensor  # what the CPU makes of the same values at the same counters
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        return self.launch.name.form, self.launch.name.index_bits
+
+
 def run_window(
     gpu: Gpu,
     arch: int,
@@ -225,12 +247,15 @@ def run_window(
     dims: Dims,
     blocks: range,
     elements: range,
-) -> tuple[str, int, Tensor, Tensor]:
+    *,
+    values: tuple[Tensor, Tensor] | None = None,
+    offset: int = 2**64 - 2**31,  # wraps within the tensor
+    form: str = "log_var",
+) -> Window:
     """A few blocks of a launch that no memory would hold.
 
     `elements` are the logical indices that the blocks compute; x and log_var have their values
-    there, at the places that dims gives them. Returns the form, the index bits, the result, and
-    what the CPU makes of the same values at the same counters.
+    there, at the places that dims gives them.
     """
     itemsize = torch.empty(0, dtype=dtype).element_size()
     bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[itemsize]
@@ -242,7 +267,7 @@ def run_window(
         rest, along = rest // size, rest % size
         places += along * np.array(strides)[:, None]
     memory = Memory()
-    values = window(index.size, dtype)
+    values = values or window(index.size, dtype)
     addresses = []
     arrays = []
     for name, where, value in zip(("x", "log_var", "out"), places, (*values, None), strict=True):
@@ -254,45 +279,69 @@ def run_window(
         addresses.append(
             memory.allocate(name, array, writable=value is None, start=start * itemsize)
         )
-    offset = 2**64 - 2**31  # wraps within the tensor
     key = np.array([77, offset], np.uint64)
     numel = int(np.prod([size for size, _ in dims]))
     problem = make_problem(
         numbered(dims, numel),
         (addresses[0], addresses[1], addresses[2]),
         memory.allocate("key", key),
+        form=form,
     )
     status, (launch,) = gpu.record(op, dtype, problem)
     assert status == 0
     machine = Machine(gpu.kernel(arch, launch.kernel), memory)
-    machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params, blocks=blocks)
+    stats = machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params, blocks=blocks)
+    if len(dims) == 1:
+        memory.check_written_once("out")
     out = arrays[2][places[2] - places[2].min()].view(
         {2: np.int16, 4: np.int32, 8: np.int64}[itemsize]
     )
     per_counter = 2 if dtype == torch.float64 else 4
     assert elements.start % per_counter == 0
-    expected = CPU_OPS[op](*values, key_of(77, offset + elements.start // per_counter))
-    return (
-        launch.name.form,
-        launch.name.index_bits,
-        torch.from_numpy(out.copy()).view(dtype),
-        expected,
+    scale = None if (op, form) == ("sample_backward", "std") else values[1]
+    key = key_of(77, offset + elements.start // per_counter)
+    expected = CPU_OPS[op](values[0], scale, key, form)
+    return Window(launch, stats, torch.from_numpy(out.copy()).view(dtype), expected)
+
+
+def run_blocks(
+    gpu: Gpu, arch: int, op: str, dtype: torch.dtype, numel: int, blocks: range, **options: Any
+) -> Window:
+    """These blocks of a contiguous tensor."""
+    grid = WholeGrid(numel, dtype.itemsize)
+    window = run_window(
+        gpu, arch, op, dtype, [(numel, [1, 1, 1])], blocks, grid.elements(blocks), **options
     )
+    assert (window.kind, window.launch.grid) == (("whole", 64), grid.blocks)
+    return window
+
+
+def test_full_blocks(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+    """Where there are enough: what they leave by vectors, and what is left of a vector."""
+    block = PER_BLOCK[dtype]
+    numel = FEW_BLOCKS * block
+    per_counter = 2 if dtype == torch.float64 else 4
+    carry = 2**64 - numel // per_counter + 3  # the offset wraps in the last full block
+    for rest in (0, 1, 16 // dtype.itemsize + 1, block // 4, block // 2 + 3, block - 1):
+        blocks = range(FEW_BLOCKS - 1, WholeGrid(numel + rest, dtype.itemsize).blocks)
+        for form in ("log_var", "std") if op in NOISY_OPS else ("log_var",):
+            window = run_blocks(gpu, arch, op, dtype, numel + rest, blocks, offset=carry, form=form)
+            assert_same_bits(window.out, window.expected)
+    # with an element less every thread takes one vector
+    last = WholeGrid(numel - 1, dtype.itemsize).blocks
+    window = run_blocks(gpu, arch, op, dtype, numel - 1, range(last - 2, last))
+    assert window.launch.grid >= 4 * FEW_BLOCKS
+    assert_same_bits(window.out, window.expected)
 
 
 @pytest.mark.parametrize("numel", [2**31 + 4103, 2**33 + 77, 2**35 + 5])
 def test_windows_of_large_contiguous_tensors(
     gpu: Gpu, arch: int, op: str, numel: int, dtype: torch.dtype
 ) -> None:
-    block = PER_BLOCK[dtype]
-    last = numel // block
-    for first, stop in ((last // 2, last // 2 + 2), (last - 1, last + 1)):
-        elements = range(first * block, min(stop * block, numel))
-        form, _, out, expected = run_window(
-            gpu, arch, op, dtype, [(numel, [1, 1, 1])], range(first, stop), elements
-        )
-        assert form == "whole"
-        assert_same_bits(out, expected)
+    last = WholeGrid(numel, dtype.itemsize).blocks
+    for blocks in (range(last // 2, last // 2 + 2), range(last - 2, last)):
+        window = run_blocks(gpu, arch, op, dtype, numel, blocks)
+        assert_same_bits(window.out, window.expected)
 
 
 @pytest.mark.parametrize("rows", [2**10, 2**11 + 1, 2**13 + 3])
@@ -311,11 +360,9 @@ def test_windows_of_large_views(
         dims = [(rows, strides), (columns, [1, 1, 1])]
         first = rows * columns // (BLOCK * per_thread) - 1  # the last block
         elements = range(first * BLOCK * per_thread, rows * columns)
-        used, used_bits, out, expected = run_window(
-            gpu, arch, op, dtype, dims, range(first, first + 1), elements
-        )
-        assert (used, used_bits) == (form, bits)
-        assert_same_bits(out, expected)
+        window = run_window(gpu, arch, op, dtype, dims, range(first, first + 1), elements)
+        assert window.kind == (form, bits)
+        assert_same_bits(window.out, window.expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
@@ -330,23 +377,21 @@ def test_windows_of_dimensions_beyond_32_bits(
     ):
         first = 2 * size // (BLOCK * per_thread) - 1
         elements = range(first * BLOCK * per_thread, (first + 1) * BLOCK * per_thread)
-        used, bits, out, expected = run_window(
-            gpu, arch, op, dtype, dims, range(first, first + 1), elements
-        )
-        assert (used, bits) == (form, 64)
-        assert_same_bits(out, expected)
+        window = run_window(gpu, arch, op, dtype, dims, range(first, first + 1), elements)
+        assert window.kind == (form, 64)
+        assert_same_bits(window.out, window.expected)
 
 
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
-@pytest.mark.parametrize("form", ["whole", "rows", "elements"])
+@pytest.mark.parametrize("form", ["whole", "full blocks", "rows", "elements"])
 def test_the_generator_gives_the_key(
     gpu: Gpu, arch: int, form: str, captured: bool, dtype: torch.dtype
 ) -> None:
     """By value, or read on the device where a graph is captured: and the kernel writes it down."""
-    n = 48 * PER_BLOCK[dtype] // 48 + 40
-    x, log_var = inputs(2, n, dtype=dtype)
+    n = PER_BLOCK[dtype] * (FEW_BLOCKS if form == "full blocks" else 1) + 40
+    x, log_var = inputs(1 if form == "full blocks" else 2, n, dtype=dtype)
     out = torch.empty_like(x)
-    if form == "whole":
+    if form in ("whole", "full blocks"):
         x, log_var, out = x[0], log_var[0], out[0]
     elif form == "elements":
         x, log_var, out = x[:, 1:9], log_var[:, 1:9], out[:, 1:9]
@@ -375,12 +420,17 @@ def test_the_generator_gives_the_key(
     dims, _ = dimensions(x, log_var, out, key_of(0))
     problem = make_problem(dims, addresses, 0)
     status, (launch,) = gpu.record("sample", dtype, problem, state)
-    assert (status, launch.name.form) == (0, form)
+    assert (status, launch.name.form) == (0, form.replace("full blocks", "whole"))
     machine = Machine(gpu.kernel(arch, launch.kernel), memory)
-    machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params)
+    # of many full blocks the first one, which is not the only one to draw
+    blocks = range(2) if form == "full blocks" else range(launch.grid)
+    machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params, blocks=blocks)
     memory.check_written_once("key")
     assert key.tolist() == [seed, offset + 2**63]
-    assert_same_bits(out, _ops.sample_from_key(x, log_var, key_of(seed, offset + 2**63)))
+    expected = _ops.sample_from_key(x, log_var, key_of(seed, offset + 2**63))
+    if form == "full blocks":
+        out, expected = (t[: 2 * PER_BLOCK[dtype]] for t in (out, expected))
+    assert_same_bits(out, expected)
 
 
 def test_the_hardware_s_approximate_root_does_not_show(gpu: Gpu, arch: int) -> None:
@@ -395,19 +445,21 @@ def test_the_hardware_s_approximate_root_does_not_show(gpu: Gpu, arch: int) -> N
 
 def test_traffic(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     """Each element is read twice and written once, 16 bytes at a time: 12 bytes in float32."""
+    size = dtype.itemsize
     n = 4 * PER_BLOCK[dtype]
-    x, log_var = inputs(n, dtype=dtype)
-    stats = run(gpu, arch, op, x, log_var, key_of(1)).stats
-    size = x.element_size()
-    assert stats.read_bytes["x"] == stats.read_bytes["scale"] == n * size
-    assert stats.written_bytes["out"] == n * size
-    for name, kind in (("x", "ld"), ("scale", "ld"), ("out", "st")):
-        assert set(stats.widths[name, kind]) == {16}
-        assert stats.sectors[name] == n * size // 32  # every sector is used whole
-    # with a tail only its own elements are read one by one
-    tail = run(gpu, arch, op, *inputs(n + 5, dtype=dtype), key_of(1)).stats
-    assert tail.widths["x", "ld"][16] == n * size // 16
-    assert tail.widths["x", "ld"][size] == 5
+    blocks = range(FEW_BLOCKS - 4, FEW_BLOCKS)
+    full = run_blocks(gpu, arch, op, dtype, FEW_BLOCKS * PER_BLOCK[dtype], blocks).stats
+    few = run(gpu, arch, op, *inputs(n, dtype=dtype), key_of(1)).stats
+    for stats, scale in ((full, "log_var"), (few, "scale")):
+        assert stats.read_bytes["x"] == stats.read_bytes[scale] == n * size
+        assert stats.written_bytes["out"] == n * size
+        for name, kind in (("x", "ld"), (scale, "ld"), ("out", "st")):
+            assert set(stats.widths[name, kind]) == {16}
+            assert stats.sectors[name] == n * size // 32  # every sector is used whole
+    # what is left of a vector is read one by one, and no more
+    left = run(gpu, arch, op, *inputs(n + 5, dtype=dtype), key_of(1)).stats
+    per_vector = 16 // size
+    assert left.widths["x", "ld"] == {16: (n + 5) // per_vector, size: 5 % per_vector}
     # and rows of vectors are never
     rows = inputs(64, 64, dtype=dtype)[0].chunk(2, dim=1)
     assert set(run(gpu, arch, op, *rows, key_of(1)).stats.widths["x", "ld"]) == {16}
@@ -422,7 +474,7 @@ def test_a_launch_goes_to_the_given_stream_without_shared_memory(gpu: Gpu, op: s
     problem = make_problem([(5000, [1, 1, 1, 1, 0])], (4096, 8192, 16384), 256)
     status, (launch,) = gpu.record(op, torch.float32, problem, stream=0x1234)
     assert (status, launch.stream, launch.shared_bytes) == (0, 0x1234, 0)
-    assert (launch.grid, launch.block) == (3, BLOCK)
+    assert (launch.grid, launch.block) == (10, BLOCK)  # 1250 vectors
 
 
 def test_a_grid_that_no_gpu_has_is_refused(gpu: Gpu, op: str) -> None:

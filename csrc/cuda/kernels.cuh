@@ -7,7 +7,7 @@
 
 // Three kernels, by how the elements lie:
 //   whole     all operands contiguous and aligned, one key: 16-byte accesses, four
-//             vectors a thread, no bounds in the body
+//             vectors a thread without bounds in full blocks, one a thread in the rest
 //   rows      runs of 16-byte vectors (chunk, split, expanded rows, a key for each
 //             slice, shards): 16-byte accesses, one vector a thread
 //   elements  anything else: one counter a thread, one element at a time
@@ -164,21 +164,29 @@ __device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 scale_in, uint
   return Thread::pack(static_cast<T*>(nullptr), out);
 }
 
-// The elements of the lanes [from, to) of one counter.
+// The elements of the lanes [from, to) of one counter. All are loaded before the first is
+// used, so that a thread waits for its memory once.
 template <class Op, class T, class Where>
 __device__ __forceinline__ void compute_counter(const T* x, const T* scale, T* out,
                                                 uint64_t counter, uint64_t seed, int from, int to,
                                                 Where place_of) {
   using R = typename Element<Thread, T>::Register;
-  R eps[kPerCounter<T>];
-  normals<Thread, T>(counter, seed, eps);
+  R x_in[kPerCounter<T>] = {}, scale_in[kPerCounter<T>] = {}, eps[kPerCounter<T>];
+  int64_t places[kPerCounter<T>] = {};
 #pragma unroll
   for (int j = 0; j < kPerCounter<T>; ++j) {
     if (j >= from && j < to) {
       const Place at = place_of(j);
-      const R value = Op::template apply<Thread, R>(Thread::load(x + at.x),
-                                                    Thread::load(scale + at.scale), eps[j]);
-      Thread::store(out + at.out, value);
+      x_in[j] = Thread::load(x + at.x);
+      scale_in[j] = Thread::load(scale + at.scale);
+      places[j] = at.out;
+    }
+  }
+  normals<Thread, T>(counter, seed, eps);
+#pragma unroll
+  for (int j = 0; j < kPerCounter<T>; ++j) {
+    if (j >= from && j < to) {
+      Thread::store(out + places[j], Op::template apply<Thread, R>(x_in[j], scale_in[j], eps[j]));
     }
   }
 }
@@ -190,34 +198,40 @@ __global__ void __launch_bounds__(kBlock)
                  int64_t numel, uint32_t full_blocks, Source source) {
   constexpr int64_t kVectors = kBlock * kVectorsPerThread;
   const Key key = source.read(0);
-  const int64_t v = blockIdx.x * kVectors + threadIdx.x;
+  const auto* x_vectors = reinterpret_cast<const uint4*>(x);
+  const auto* scale_vectors = reinterpret_cast<const uint4*>(scale);
+  auto* out_vectors = reinterpret_cast<uint4*>(out);
   if (blockIdx.x < full_blocks) {
-    const auto* x_vectors = reinterpret_cast<const uint4*>(x) + v;
-    const auto* scale_vectors = reinterpret_cast<const uint4*>(scale) + v;
-    auto* out_vectors = reinterpret_cast<uint4*>(out) + v;
+    const int64_t v = blockIdx.x * kVectors + threadIdx.x;
     uint4 x_in[kVectorsPerThread], scale_in[kVectorsPerThread];
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
-      x_in[i] = __ldg(x_vectors + i * kBlock);
-      scale_in[i] = __ldg(scale_vectors + i * kBlock);
+      x_in[i] = __ldg(x_vectors + v + i * kBlock);
+      scale_in[i] = __ldg(scale_vectors + v + i * kBlock);
     }
     const uint64_t counter = key.offset + v * kCountersPerVector<T>;
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
-      out_vectors[i * kBlock] = compute_vector<Op, T>(
+      out_vectors[v + i * kBlock] = compute_vector<Op, T>(
           x_in[i], scale_in[i], counter + i * kBlock * kCountersPerVector<T>, key.seed);
     }
+    return;
+  }
+  // The rest: a thread takes a vector, or a counter of the last one where that is not whole.
+  const int64_t v = full_blocks * kVectors +
+                    static_cast<int64_t>(blockIdx.x - full_blocks) * kBlock + threadIdx.x;
+  const int64_t vectors = numel / kPerVector<T>;
+  if (v < vectors) {
+    out_vectors[v] = compute_vector<Op, T>(__ldg(x_vectors + v), __ldg(scale_vectors + v),
+                                           key.offset + v * kCountersPerVector<T>, key.seed);
   } else {
-    // The last block, which is not full, by elements
-    const int64_t first = blockIdx.x * kVectors * kCountersPerVector<T>;
-#pragma unroll 1
-    for (int64_t c = first + threadIdx.x; c * kPerCounter<T> < numel; c += kBlock) {
-      const int64_t element = c * kPerCounter<T>;
-      const int64_t left = numel - element;
-      compute_counter<Op, T>(x, scale, out, key.offset + c, key.seed, 0,
-                             left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
-                             [=](int j) { return Place{element + j, element + j, element + j}; });
-    }
+    const int64_t counter = vectors * kCountersPerVector<T> + (v - vectors);
+    const int64_t element = counter * kPerCounter<T>;
+    const int64_t left = numel - element;
+    if (left <= 0) return;
+    compute_counter<Op, T>(x, scale, out, key.offset + counter, key.seed, 0,
+                           left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
+                           [=](int j) { return Place{element + j, element + j, element + j}; });
   }
 }
 
