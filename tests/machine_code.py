@@ -58,6 +58,7 @@ class Instruction(NamedTuple):
     guarded: bool
     opcode: str
     target: str | None  # label of a branch
+    registers: tuple[str, ...]  # in the order of the text
 
 
 class Code(NamedTuple):
@@ -102,6 +103,21 @@ class Code(NamedTuple):
     def slots_per_element(self, dtype: str, vectors: int = VECTORS_PER_THREAD) -> float:
         return len(self.path(vectors)) / (vectors * 16 // ELEMENT_SIZE[dtype])
 
+    def loads_under_way(self) -> int:
+        """How many 16-byte loads of the hot path have been issued and not yet waited for, at most.
+
+        A thread waits where a register of a load is first named again.
+        """
+        most = 0
+        waited_for: list[set[str]] = []
+        for ins in self.hot_path():
+            waited_for = [r for r in waited_for if r.isdisjoint(ins.registers)]
+            if is_vector_load(ins):
+                first = int(ins.registers[0][1:])
+                waited_for.append({f"R{n}" for n in range(first, first + 4)})
+            most = max(most, len(waited_for))
+        return most
+
     def _next(self, i: int) -> list[int]:
         ins = self.instructions[i]
         following = [i + 1] if i + 1 < len(self.instructions) else []
@@ -119,6 +135,10 @@ class Kernel(NamedTuple):
     stack_bytes: int
     spilled_bytes: int
     code: Code
+
+
+def is_vector_load(ins: Instruction) -> bool:
+    return ins.opcode.startswith("LDG") and ".128" in ins.opcode
 
 
 def is_vector_store(ins: Instruction) -> bool:
@@ -205,7 +225,15 @@ def parse_code(text: str) -> Code:
         guarded = ins[2] is not None
         if ins[3].startswith("BRA"):  # whose guard may be an operand: BRA.U UP0, `(.L_x_1)
             guarded |= re.match(r"\s*!?U?P\d", ins[4]) is not None
-        code.append(Instruction(int(ins[1], 16), guarded, ins[3], target[1] if target else None))
+        code.append(
+            Instruction(
+                int(ins[1], 16),
+                guarded,
+                ins[3],
+                target[1] if target else None,
+                tuple(re.findall(r"\bR\d+\b", ins[4])),
+            )
+        )
     return Code(code, labels)
 
 
@@ -222,19 +250,22 @@ def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
 def table(kernels: dict[int, list[Kernel]]) -> str:
     rows = [
         f"{'arch':8}{'form':10}{'index':7}{'op':24}{'scale':8}{'key':11}{'dtype':10}"
-        "registers  spilled  16 B loads, stores  instructions/element"
+        "registers  spilled  16 B loads, stores  under way  instructions/element: full  one vector"
     ]
     for arch, group in kernels.items():
         for k in sorted(group, key=lambda k: (k.name.form != "whole", k.name)):
-            loads = sum(n for o, n in k.code.opcodes.items() if o.startswith("LDG") and ".128" in o)
-            stores = sum(is_vector_store(i) for i in k.code.instructions)
-            slots = (
-                f"{k.code.slots_per_element(k.name.dtype):.2f}" if k.name.form == "whole" else ""
-            )
+            loads = sum(map(is_vector_load, k.code.instructions))
+            stores = sum(map(is_vector_store, k.code.instructions))
+            full = one = under_way = ""
+            if k.name.form == "whole":
+                full = f"{k.code.slots_per_element(k.name.dtype):.2f}"
+                under_way = str(k.code.loads_under_way())
+            if k.name.form != "elements":
+                one = f"{k.code.slots_per_element(k.name.dtype, 1):.2f}"
             rows.append(
                 f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:24}"
-                f"{k.name.scale:8}{k.name.source:11}{k.name.dtype:10}{k.registers:9}{k.spilled_bytes:9}"
-                f"{f'{loads}, {stores}':>20}{slots:>22}"
+                f"{k.name.scale:8}{k.name.source:11}{k.name.dtype:10}{k.registers:9}"
+                f"{k.spilled_bytes:9}{f'{loads}, {stores}':>20}{under_way:>11}{full:>28}{one:>12}"
             )
     return "\n".join(rows)
 

@@ -206,8 +206,8 @@ __global__ void __launch_bounds__(kBlock)
     uint4 x_in[kVectorsPerThread], scale_in[kVectorsPerThread];
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
-      x_in[i] = __ldg(x_vectors + v + i * kBlock);
-      scale_in[i] = __ldg(scale_vectors + v + i * kBlock);
+      x_in[i] = Thread::load_vector(x_vectors + v + i * kBlock);
+      scale_in[i] = Thread::load_vector(scale_vectors + v + i * kBlock);
     }
     const uint64_t counter = key.offset + v * kCountersPerVector<T>;
 #pragma unroll
@@ -222,7 +222,8 @@ __global__ void __launch_bounds__(kBlock)
                     static_cast<int64_t>(blockIdx.x - full_blocks) * kBlock + threadIdx.x;
   const int64_t vectors = numel / kPerVector<T>;
   if (v < vectors) {
-    out_vectors[v] = compute_vector<Op, T>(__ldg(x_vectors + v), __ldg(scale_vectors + v),
+    out_vectors[v] = compute_vector<Op, T>(Thread::load_vector(x_vectors + v),
+                                           Thread::load_vector(scale_vectors + v),
                                            key.offset + v * kCountersPerVector<T>, key.seed);
   } else {
     const int64_t counter = vectors * kCountersPerVector<T> + (v - vectors);
@@ -243,9 +244,10 @@ __global__ void __launch_bounds__(kBlock)
   if (v >= vectors) return;
   const Place at = layout.place(v);
   const Key key = source.read(at.key);
-  reinterpret_cast<uint4*>(out)[at.out] = compute_vector<Op, T>(
-      __ldg(reinterpret_cast<const uint4*>(x) + at.x),
-      __ldg(reinterpret_cast<const uint4*>(scale) + at.scale), key.offset + at.index, key.seed);
+  reinterpret_cast<uint4*>(out)[at.out] =
+      compute_vector<Op, T>(Thread::load_vector(reinterpret_cast<const uint4*>(x) + at.x),
+                            Thread::load_vector(reinterpret_cast<const uint4*>(scale) + at.scale),
+                            key.offset + at.index, key.seed);
 }
 
 // A thread takes the lanes of one counter that fall into one segment, of which the

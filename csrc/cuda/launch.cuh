@@ -11,7 +11,7 @@ namespace reparam_fused {
 // Below so many full blocks a thread takes one vector, and waits for its memory once and not
 // four times: there are then too few blocks to hide it, less than four for each of the 108 to
 // 170 multiprocessors of a large GPU. It takes 12 more instructions an element in float32 and
-// 7 in the half types, on sm_90. Derived from a model of a multiprocessor; no GPU was asked.
+// 6 in the half types, on sm_90. Derived from a model of a multiprocessor; no GPU was asked.
 constexpr int64_t kFewBlocks = 512;
 
 // threads is above zero. What CUDA refuses, a grid of 2^31 blocks among it, is in

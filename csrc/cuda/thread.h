@@ -69,7 +69,9 @@ struct Thread : Scalar {
     return word;
   }
 
-  // One element
+  // One element. __ldg, also of keys, is for memory that nobody writes while the kernel runs:
+  // right as long as a kernel begins after those before it have ended, and wrong from the day
+  // that these are launched to overlap with them (programmatic dependent launch).
   static __device__ __forceinline__ F load(const float* p) { return __ldg(p); }
   static __device__ __forceinline__ D load(const double* p) { return __ldg(p); }
   template <class T>
@@ -85,7 +87,16 @@ struct Thread : Scalar {
     p->bits = static_cast<uint16_t>(pack(p, x, x));
   }
 
-  // The 16 bytes of a vector
+  // The 16 bytes of a vector. A plain load: ptxas may not move it past a store, where it
+  // would sink one of read-only memory (__ldg) to its use, and let a thread wait for half as
+  // many at a time (test_machine_code.py).
+  static __device__ __forceinline__ uint4 load_vector(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(__cvta_generic_to_global(p)));
+    return v;
+  }
   static __device__ __forceinline__ void unpack(const float*, uint4 v, F (&x)[4]) {
     x[0] = __uint_as_float(v.x);
     x[1] = __uint_as_float(v.y);
