@@ -144,18 +144,41 @@ class Call {
  public:
   Call(const at::Tensor& x, const at::Tensor& scale, const std::optional<at::Tensor>& key,
        const Options& options) {
-    const Form form = kernel_form(options.form);
     TORCH_CHECK(x.device() == scale.device(), "reparam_fused: expected tensors on one device, got ",
                 x.device(), " and ", scale.device());
     const auto dtype = at::result_type(x, scale);
     dtype_ = kernel_dtype(dtype);
     out_ = empty_output(x, scale, dtype);
+    x_ = as_operand(x, out_);
+    scale_ = as_operand(scale, out_);
+    describe(key, options);
+  }
+  // Without operands: in their place stands the output, which is not read.
+  Call(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype, const Options& options) {
+    dtype_ = kernel_dtype(dtype);
+    out_ = at::empty(size, key.options().dtype(dtype));
+    x_ = scale_ = out_;
+    describe(key, options);
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  const at::Tensor& out() const { return out_; }
+  // The operands as the kernels read them: of the output's dtype and shape.
+  const at::Tensor& x() const { return x_; }
+  const at::Tensor& scale() const { return scale_; }
+  DType dtype() const { return dtype_; }
+  bool empty() const { return out_.numel() == 0; }
+  // Where the output is not empty.
+  const Problem& problem() const { return problem_; }
+
+ private:
+  void describe(const std::optional<at::Tensor>& key, const Options& options) {
+    const Form form = kernel_form(options.form);
     if (key.has_value()) {
       check_key(*key, out_);
       keys_ = key->stride(-1) == 1 ? *key : key->contiguous();
     }
-    x_ = as_operand(x, out_);
-    scale_ = as_operand(scale, out_);
     Dimensions dims = operand_dimensions();
     if (!options.noise) {
       std::stable_sort(dims.begin(), dims.end(), [](const Dimension& a, const Dimension& b) {
@@ -193,19 +216,7 @@ class Call {
                 static_cast<int>(outer_ndim),
                 segment_numel};
   }
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
 
-  const at::Tensor& out() const { return out_; }
-  // The operands as the kernels read them: of the output's dtype and shape.
-  const at::Tensor& x() const { return x_; }
-  const at::Tensor& scale() const { return scale_; }
-  DType dtype() const { return dtype_; }
-  bool empty() const { return out_.numel() == 0; }
-  // Where the output is not empty.
-  const Problem& problem() const { return problem_; }
-
- private:
   Dimensions operand_dimensions() const {
     Dimensions dims;
     for (int64_t d = 0; d < out_.dim(); ++d) {

@@ -2,13 +2,14 @@
 
     sample_from_key(mu, scale, key, ...) -> z
     sample_backward(grad_z, scale, key, ...) -> grad_scale
+    noise(key, size, dtype, ...) -> eps
     sample(mu, scale, generator=None, ...) -> (z, key)
     traced_key(device) -> key
     kl_divergence(mu, log_var) -> kl
     kl_divergence_backward(grad, log_var) -> grad_log_var
 
-The first two are pure functions: randomness enters only through the key. The third
-draws a key, on a GPU in the kernel that uses it; the fourth draws one in a graph. The
+The first three are pure functions: randomness enters only through the key. The fourth
+draws a key, on a GPU in the kernel that uses it; the fifth draws one in a graph. The
 last two have no noise.
 
 `form` says what the scale is, "log_var" or "std"; the gradient of a std does not depend
@@ -41,6 +42,10 @@ library.define(
 library.define(
     "sample_backward(Tensor grad_z, Tensor? scale, Tensor key, str form='log_var', "
     f"{_BLOCK}) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+library.define(
+    f"noise(Tensor key, SymInt[] size, ScalarType dtype, {_BLOCK}) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 library.define(
@@ -126,6 +131,11 @@ def _sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options
     return reference.sample_backward(grad_z, scale, key, *options)
 
 
+def _noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
+    _warn_reference(key.device.type)
+    return reference.noise(key, torch.Size(size), dtype, *block).to(dtype).contiguous()
+
+
 def _kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
     _warn_reference(mu.device.type)
     return reference.kl_divergence(mu, log_var)
@@ -157,6 +167,7 @@ library.impl("traced_key", _traced_key, "CompositeImplicitAutograd")
 # The compiled kernels are registered for CPU and CUDA, which go before this.
 library.impl("sample_from_key", _sample_from_key, "CompositeExplicitAutograd")
 library.impl("sample_backward", _sample_backward, "CompositeExplicitAutograd")
+library.impl("noise", _noise, "CompositeExplicitAutograd")
 library.impl("sample", _sample, "CompositeExplicitAutograd")
 library.impl("kl_divergence", _kl_divergence, "CompositeExplicitAutograd")
 library.impl("kl_divergence_backward", _kl_divergence_backward, "CompositeExplicitAutograd")
@@ -184,6 +195,12 @@ def _triton_sample_backward(
     return triton_kernels.sample_backward(grad_z, scale, key, *options)
 
 
+def _triton_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
+    from . import triton_kernels
+
+    return triton_kernels.noise(key, size, dtype, *block)
+
+
 def _triton_kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
     from . import triton_kernels
 
@@ -201,6 +218,7 @@ if has_triton:
     for _device in ("XPU",) if cuda_extension is not None else ("XPU", "CUDA"):
         library.impl("sample_from_key", _triton_sample_from_key, _device)
         library.impl("sample_backward", _triton_sample_backward, _device)
+        library.impl("noise", _triton_noise, _device)
         library.impl("kl_divergence", _triton_kl_divergence, _device)
         library.impl("kl_divergence_backward", _triton_kl_divergence_backward, _device)
     if cuda_extension is None:
@@ -211,6 +229,10 @@ def _fake(x: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor
     return torch.add(x, x if scale is None else scale)  # the same dtype, shape and strides
 
 
+def _fake_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
+    return key.new_empty(size, dtype=dtype)
+
+
 def _fake_sample(
     mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
@@ -219,6 +241,7 @@ def _fake_sample(
 
 torch.library.register_fake("reparam_fused::sample_from_key", _fake, lib=library)
 torch.library.register_fake("reparam_fused::sample_backward", _fake, lib=library)
+torch.library.register_fake("reparam_fused::noise", _fake_noise, lib=library)
 torch.library.register_fake("reparam_fused::sample", _fake_sample, lib=library)
 torch.library.register_fake("reparam_fused::kl_divergence", torch.add, lib=library)
 torch.library.register_fake("reparam_fused::kl_divergence_backward", torch.add, lib=library)
@@ -239,6 +262,7 @@ class KeyOp(Protocol):
 
 sample_from_key: KeyOp = torch.ops.reparam_fused.sample_from_key.default
 sample_backward: KeyOp = torch.ops.reparam_fused.sample_backward.default
+noise: Callable[..., Tensor] = torch.ops.reparam_fused.noise.default
 sample: Callable[..., tuple[Tensor, Tensor]] = torch.ops.reparam_fused.sample.default
 traced_key: Callable[[torch.device], Tensor] = torch.ops.reparam_fused.traced_key.default
 kl_divergence: Callable[[Tensor, Tensor], Tensor] = torch.ops.reparam_fused.kl_divergence.default

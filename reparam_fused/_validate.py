@@ -12,14 +12,19 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _DTYPE_NAMES = "float32, float64, float16 or bfloat16"
 
 
+def check_dtype(function: str, name: str, dtype: object) -> None:
+    """dtype must be one that the kernels compute."""
+    if dtype not in DTYPES:
+        raise TypeError(f"{function}(): {name} must be {_DTYPE_NAMES}, got {dtype}")
+
+
 def check_tensor(function: str, name: str, value: object) -> None:
     """value must be a dense floating-point tensor of a supported dtype."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
         )
-    if value.dtype not in DTYPES:
-        raise TypeError(f"{function}(): {name} must be {_DTYPE_NAMES}, got {value.dtype}")
+    check_dtype(function, name, value.dtype)
     if value.is_nested or value.layout != torch.strided:
         layout = "a nested tensor" if value.is_nested else f"layout {value.layout}"
         raise TypeError(

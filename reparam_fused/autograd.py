@@ -227,6 +227,25 @@ def _register_vmap(op: str, call: Callable[..., Tensor]) -> None:
 _register_vmap("sample_from_key", _ops.sample_from_key)
 _register_vmap("sample_backward", _ops.sample_backward)
 
+
+def _vmap_noise(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    key: Tensor,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    global_shape: Ints = None,
+    global_offset: Ints = None,
+) -> tuple[Tensor, int]:
+    """The key is what is batched."""
+    if global_shape is not None and global_offset is not None:
+        global_shape, global_offset = (info.batch_size, *global_shape), (0, *global_offset)
+    size = (info.batch_size, *size)
+    return _ops.noise(key.movedim(in_dims[0], 0), size, dtype, global_shape, global_offset), 0
+
+
+torch.library.register_vmap("reparam_fused::noise", _vmap_noise, lib=_ops.library)
+
 for _op, _function in (
     ("sample", FusedDraw),
     ("sample_from_key", TracedSample),

@@ -147,11 +147,7 @@ def noise(
     dtype = torch.float32 if dtype is None else dtype
     sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
     size = _validate.check_sizes("noise", "shape", sizes)
-    # -0 + 1 eps is eps exactly, and keeps the sign of a zero.
-    minus_zero = torch.full((), -0.0, dtype=dtype, device=key.device)
-    _validate.check_tensor("noise", "dtype", minus_zero)
-    mu = minus_zero.expand(size)
-    _validate.check_key_batch("noise", key, mu.shape)
-    _validate.check_block("noise", mu.shape, key, global_shape, global_offset)
-    std = torch.ones_like(minus_zero).expand(mu.shape)
-    return _ops.sample_from_key(mu, std, key, "std", global_shape, global_offset)
+    _validate.check_dtype("noise", "dtype", dtype)
+    _validate.check_key_batch("noise", key, size)
+    _validate.check_block("noise", size, key, global_shape, global_offset)
+    return _ops.noise(key, size, dtype, global_shape, global_offset)

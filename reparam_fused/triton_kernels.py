@@ -237,6 +237,16 @@ def _apply(x, scale, eps, OP: tl.constexpr, LOG_VAR: tl.constexpr):
 
 
 @triton.jit
+def _value(x, scale, mask, eps, OP: tl.constexpr, LOG_VAR: tl.constexpr):
+    """What an op makes of eps and of the operands at these places, which noise does not read."""
+    if OP == "noise":
+        value = eps
+    else:
+        value = _apply(tl.load(x, mask=mask), tl.load(scale, mask=mask), eps, OP, LOG_VAR)
+    return value
+
+
+@triton.jit
 def _run_of_normals(first, seed, BLOCK: tl.constexpr, dtype: tl.constexpr, NEWTON: tl.constexpr):
     """The normals of BLOCK elements from a counter's first on, in the order of the elements.
 
@@ -294,12 +304,12 @@ def whole_kernel(
         eps = _run_of_normals(counter, seed, BLOCK, dtype, NEWTON)
     i = first + tl.arange(0, BLOCK)
     if tl.program_id(0) < full_blocks:
-        x, scale = tl.load(x_ptr + i), tl.load(scale_ptr + i)
-        tl.store(out_ptr + i, _apply(x, scale, eps, OP, LOG_VAR).to(dtype))
+        value = _value(x_ptr + i, scale_ptr + i, None, eps, OP, LOG_VAR)
+        tl.store(out_ptr + i, value.to(dtype))
     else:
         inside = i < numel
-        x, scale = tl.load(x_ptr + i, mask=inside), tl.load(scale_ptr + i, mask=inside)
-        tl.store(out_ptr + i, _apply(x, scale, eps, OP, LOG_VAR).to(dtype), mask=inside)
+        value = _value(x_ptr + i, scale_ptr + i, inside, eps, OP, LOG_VAR)
+        tl.store(out_ptr + i, value.to(dtype), mask=inside)
 
 
 @triton.jit(
@@ -357,8 +367,7 @@ def elements_kernel(
             x += along * x_strides[d]
             scale += along * scale_strides[d]
             out += along * out_strides[d]
-        x, scale = tl.load(x, mask=mask), tl.load(scale, mask=mask)
-        value = _apply(x, scale, normals[j], OP, LOG_VAR)
+        value = _value(x, scale, mask, normals[j], OP, LOG_VAR)
         tl.store(out, value.to(dtype), mask=mask)
 
 
@@ -392,7 +401,7 @@ def plan(
     """How to compute an op of tensors of one dtype and shape, which is not empty.
 
     Without a key the op is one without noise; with the position of a generator, the key is
-    written and not read.
+    written and not read. What noise is given as operands is not read.
     """
     if key is None:
         # No element has an index of its own: dimensions go in the order of memory.
@@ -508,14 +517,13 @@ def _launch(
         )
     if out.numel() == 0:
         return out
-    x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
     kernel, programs, arguments, constants = plan(
         x, scale, key, out, op=op, form=form,
         global_shape=global_shape, global_offset=global_offset, position=position,
     )  # fmt: skip
     # Only Triton's own interpreter takes tensors of the CPU.
-    on_cpu = x.device.type == "cpu"
-    with nullcontext() if on_cpu else torch.get_device_module(x.device).device(x.device):
+    on_cpu = out.device.type == "cpu"
+    with nullcontext() if on_cpu else torch.get_device_module(out.device).device(out.device):
         kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=False)
     return out
 
@@ -541,6 +549,18 @@ def sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options:
     """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2."""
     scale = grad_z if scale is None else scale
     return _launch("sample_backward", grad_z, scale, _output(grad_z, scale), key, *options)
+
+
+def noise(
+    key: Tensor,
+    size: Sequence[int],
+    dtype: torch.dtype,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor:
+    """eps"""
+    out = torch.empty(size, dtype=dtype, device=key.device)
+    return _launch("noise", out, out, out, key, "log_var", global_shape, global_offset)
 
 
 def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def main() -> None:
                 mu, log_var = inputs(n, dtype=dtype, seed=n, spread=20.0)
                 for op in (_ops.sample_from_key, _ops.sample_backward):
                     state.update(digest(op(mu, log_var, key)).encode())
+                state.update(digest(_ops.noise(key, (n,), dtype)).encode())
                 for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
                     state.update(digest(op(mu, log_var)).encode())
             log_var = extremes(dtype)

@@ -25,11 +25,18 @@ from torch import Tensor
 from reparam_fused import _ops
 
 ROOT = Path(__file__).parents[1]
-NOISY_OPS = ("sample", "sample_backward")
-# All take a key; those without noise make no use of it.
+# With a scale, in either form; with a key; with operands
+SCALED_OPS = ("sample", "sample_backward")
+NOISY_OPS = (*SCALED_OPS, "noise")
+READING_OPS = (*SCALED_OPS, "kl_divergence", "kl_divergence_backward")
+# All take two operands and a key; those without noise make no use of the key, and noise looks
+# at the operands' shape and dtype alone.
 CPU_OPS: dict[str, Callable[..., Tensor]] = {
     "sample": _ops.sample_from_key,
     "sample_backward": _ops.sample_backward,
+    "noise": lambda x, scale, key, form="log_var", *block: _ops.noise(
+        key, x.shape, x.dtype, *block
+    ),
     "kl_divergence": lambda mu, log_var, *_: _ops.kl_divergence(mu, log_var),
     "kl_divergence_backward": lambda grad, log_var, *_: _ops.kl_divergence_backward(grad, log_var),
 }
@@ -345,6 +352,8 @@ def run(
     """An op of tensors of one dtype, as csrc/cuda computes it: checked, every byte written once."""
     out = torch.empty_like(torch.add(x, scale))
     x, scale = x.expand(out.shape), scale.expand(out.shape)
+    if op == "noise":
+        x = scale = out
     memory = Memory()
     buffers: dict[int, int] = {}
 
@@ -354,9 +363,10 @@ def run(
             buffers[base] = memory.allocate(name, storage(tensor), writable=writable)
         return buffers[base] + tensor.storage_offset() * tensor.element_size()
 
+    reads = op in READING_OPS
     addresses = (
-        address("x", x),
-        address("scale", scale),
+        address("x", x) if reads else 0,
+        address("scale", scale) if reads else 0,
         address("out", out, writable=True),
     )
     dims, first_index = dimensions(x, scale, out, key if op in NOISY_OPS else None, block)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-OPS = ("sample", "sample_backward", "kl_divergence", "kl_divergence_backward")
+OPS = ("sample", "sample_backward", "noise", "kl_divergence", "kl_divergence_backward")
 DTYPES = {"f": "float32", "d": "float64", "4Half": "float16", "8BFloat16": "bfloat16"}
 ELEMENT_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 VECTORS_PER_THREAD = 4
@@ -32,7 +32,7 @@ class Name(NamedTuple):
 
     form: str  # whole, rows or elements
     op: str
-    scale: str  # LogVar or Std
+    scale: str  # LogVar, which stands for none too, or Std
     dtype: str
     index_bits: int
     source: str  # of the key: KeyTensor or Generator, or NoKey
@@ -40,14 +40,14 @@ class Name(NamedTuple):
     @staticmethod
     def parse(mangled: str) -> Name:
         m = re.search(
-            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|KlDivergence)(Backward)?"
+            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|Noise|KlDivergence)(Backward)?"
             r"(?:INS_\d+(LogVar|Std)EE)?E"
             r"(?:NS_(4Half|8BFloat16)E|([fd]))([jm]?)NS_\d+(KeyTensor|Generator|NoKey)E",
             mangled,
         )
         if m is None:
             raise ValueError(f"not a kernel of csrc/cuda: {mangled}")
-        op = {"Sample": "sample", "KlDivergence": "kl_divergence"}[m[2]]
+        op = {"Sample": "sample", "Noise": "noise", "KlDivergence": "kl_divergence"}[m[2]]
         op += "_backward" if m[3] else ""
         scale = m[4] or "LogVar"
         return Name(m[1], op, scale, DTYPES[m[5] or m[6]], 32 if m[7] == "j" else 64, m[8])

@@ -211,6 +211,8 @@ class Cases:
                 # the graph's own part of the offset comes on top
                 state = GeneratorState(0, 4 * 6, addresses[4], addresses[5], addresses[3])
         shifted = [a + s * self.itemsize for a, s in zip(addresses[:3], shift, strict=True)]
+        if self.kernel_name.op == "noise":
+            shifted[:2] = [0, 0]  # which reads neither
         numbers = numbered(dims, slice_numel)
         if apart:
             for _, strides in numbers:
@@ -311,9 +313,9 @@ class Cases:
     ) -> Tensor:
         """x that cancels sigma eps, or takes the product next to where it rounds the other way.
 
-        Of a divergence, 0: what is left is the part of log_var.
+        Of a divergence, 0: what is left is the part of log_var. Of noise it is not read.
         """
-        if self.kernel_name.op == "kl_divergence":
+        if self.kernel_name.op in ("kl_divergence", "noise"):
             return torch.zeros(log_var.shape, dtype=self.dtype)
         sample = self.kernel_name.op == "sample"
         x = torch.full(log_var.shape, 0.0 if sample else 1.0)

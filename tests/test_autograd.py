@@ -233,6 +233,17 @@ def test_opcheck(
         torch.library.opcheck(op, (x, log_var, reparam_fused.split(key, 4)))
 
 
+def test_opcheck_of_noise(device: torch.device) -> None:
+    torch.use_deterministic_algorithms(False)
+    for key, options in (
+        (KEY, ((4, 6), torch.float32)),
+        (reparam_fused.split(KEY, 4), ((4, 6), torch.bfloat16)),
+        (KEY, ((4, 6), torch.float64, (9, 9), (3, 2))),
+        (KEY, ((0, 6), torch.float32)),
+    ):
+        torch.library.opcheck(_ops.noise, (key.to(device), *options))
+
+
 def test_opcheck_of_the_op_that_draws(device: torch.device) -> None:
     """All but the comparison of two runs: they draw different noise."""
     torch.use_deterministic_algorithms(False)

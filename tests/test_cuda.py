@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from gpu_run import (
     CPU_OPS,
     FEW_BLOCKS,
     NOISY_OPS,
+    READING_OPS,
+    SCALED_OPS,
     Dims,
     GeneratorState,
     Gpu,
@@ -111,6 +114,7 @@ def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torc
         assert_same_bits(window.out, window.expected)
 
 
+@pytest.mark.parametrize("op", READING_OPS)
 def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     """Views are read where they lie: by vectors where their runs allow, else by elements."""
     x, log_var = inputs(3, 10, 7, 16, dtype=dtype)
@@ -154,7 +158,8 @@ def test_batched_keys(gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype) ->
         assert_as_on_the_cpu(result, noisy_op, x, log_var, keys)
 
 
-def test_std(gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("op", SCALED_OPS)
+def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     """The other form of the scale: tails, views, batched keys, extreme values.
 
     Its gradient reads grad_z alone: what the PTX loads in place of the scale, and does not use,
@@ -169,10 +174,10 @@ def test_std(gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype) -> None:
         ("elements", *inputs(5, 7, dtype=dtype), reparam_fused.split(key_of(17), 5)),
     ]
     for kernel, a, b, key in cases:
-        result = run(gpu, arch, noisy_op, a, b if noisy_op == "sample" else a, key, form="std")
+        result = run(gpu, arch, op, a, b if op == "sample" else a, key, form="std")
         assert (result.launch.name.form, result.launch.name.scale) == (kernel, "Std")
-        arguments = (a, b if noisy_op == "sample" else None, key, "std")
-        assert_same_bits(result.out, CPU_OPS[noisy_op](*arguments))
+        arguments = (a, b if op == "sample" else None, key, "std")
+        assert_same_bits(result.out, CPU_OPS[op](*arguments))
 
 
 # The kernel, global_shape, global_offset, shape
@@ -276,6 +281,9 @@ def run_window(
         if value is not None:
             array[where - start] = value.view(ints).numpy().view(bits)
         arrays.append(array)
+        if op == "noise" and value is not None:
+            addresses.append(0)  # nothing is there to read
+            continue
         addresses.append(
             memory.allocate(name, array, writable=value is None, start=start * itemsize)
         )
@@ -324,7 +332,7 @@ def test_full_blocks(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     carry = 2**64 - numel // per_counter + 3  # the offset wraps in the last full block
     for rest in (0, 1, 16 // dtype.itemsize + 1, block // 4, block // 2 + 3, block - 1):
         blocks = range(FEW_BLOCKS - 1, WholeGrid(numel + rest, dtype.itemsize).blocks)
-        for form in ("log_var", "std") if op in NOISY_OPS else ("log_var",):
+        for form in ("log_var", "std") if op in SCALED_OPS else ("log_var",):
             window = run_blocks(gpu, arch, op, dtype, numel + rest, blocks, offset=carry, form=form)
             assert_same_bits(window.out, window.expected)
     # with an element less every thread takes one vector
@@ -444,25 +452,39 @@ def test_the_hardware_s_approximate_root_does_not_show(gpu: Gpu, arch: int) -> N
 
 
 def test_traffic(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    """Each element is read twice and written once, 16 bytes at a time: 12 bytes in float32."""
+    """Each element is read twice and written once, 16 bytes at a time: 12 bytes in float32.
+
+    Of noise it is only written.
+    """
+    reads = op in READING_OPS
     size = dtype.itemsize
     n = 4 * PER_BLOCK[dtype]
     blocks = range(FEW_BLOCKS - 4, FEW_BLOCKS)
     full = run_blocks(gpu, arch, op, dtype, FEW_BLOCKS * PER_BLOCK[dtype], blocks).stats
     few = run(gpu, arch, op, *inputs(n, dtype=dtype), key_of(1)).stats
     for stats, scale in ((full, "log_var"), (few, "scale")):
-        assert stats.read_bytes["x"] == stats.read_bytes[scale] == n * size
+        assert stats.read_bytes["x"] == stats.read_bytes[scale] == (n * size if reads else 0)
         assert stats.written_bytes["out"] == n * size
-        for name, kind in (("x", "ld"), (scale, "ld"), ("out", "st")):
+        for name, kind in (("x", "ld"), (scale, "ld"), ("out", "st"))[0 if reads else 2 :]:
             assert set(stats.widths[name, kind]) == {16}
             assert stats.sectors[name] == n * size // 32  # every sector is used whole
-    # what is left of a vector is read one by one, and no more
+    # what is left of a vector goes one by one, and no more; rows of vectors never do
     left = run(gpu, arch, op, *inputs(n + 5, dtype=dtype), key_of(1)).stats
     per_vector = 16 // size
-    assert left.widths["x", "ld"] == {16: (n + 5) // per_vector, size: 5 % per_vector}
-    # and rows of vectors are never
-    rows = inputs(64, 64, dtype=dtype)[0].chunk(2, dim=1)
-    assert set(run(gpu, arch, op, *rows, key_of(1)).stats.widths["x", "ld"]) == {16}
+    rows = run(gpu, arch, op, *inputs(64, 64, dtype=dtype)[0].chunk(2, dim=1), key_of(1)).stats
+    for access in (("x", "ld"), ("out", "st"))[0 if reads else 1 :]:
+        assert left.widths[access] == {16: (n + 5) // per_vector, size: 5 % per_vector}
+        assert set(rows.widths[access]) == {16}
+
+
+def test_noise_reads_nothing_but_the_key(gpu: Gpu, arch: int) -> None:
+    """In every kernel of it: the addresses of operands are not even taken."""
+    for name in re.findall(r"\.entry (\w+)\(", gpu.source("noise", arch)):
+        text = gpu.kernel_source(arch, name)
+        assert re.findall(r"ld\.(?!param)\S+", text) == ["ld.global.nc.u64"] * 2, name
+        assert f"{name}_param_2" in text.partition("{")[2]
+        for operand in (0, 1):
+            assert f"{name}_param_{operand}" not in text.partition("{")[2]
 
 
 def test_nothing_is_launched_for_an_empty_problem(gpu: Gpu, op: str, dtype: torch.dtype) -> None:

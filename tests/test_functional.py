@@ -186,6 +186,31 @@ def test_noise_takes_a_shape_as_torch_does(device: torch.device) -> None:
         assert_same_bits(a, b)
 
 
+def test_noise_is_one_op(device: torch.device) -> None:
+    """Which makes its output, and nothing beside it: on a GPU a single launch."""
+    seen = []
+    key = KEY.to(device)
+
+    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Spy():
+        reparam_fused.noise(key, 3, 4, dtype=torch.float16)
+        with pytest.raises(TypeError):
+            reparam_fused.noise(key, 3, 4, dtype=torch.int32)
+    assert seen == ["reparam_fused.noise.default"]
+
+
+def test_noise_of_meta_and_fake_keys() -> None:
+    eps = reparam_fused.noise(reparam_fused.key(1, device="meta"), 3, 4, dtype=torch.float16)
+    assert (eps.device.type, eps.shape, eps.dtype) == ("meta", (3, 4), torch.float16)
+    with torch._subclasses.FakeTensorMode():
+        eps = reparam_fused.noise(torch.empty(3, 2, dtype=torch.uint64), 3, 4)
+        assert (eps.shape, eps.dtype, eps.stride()) == ((3, 4), torch.float32, (4, 1))
+
+
 def test_half_types_are_rounded_once(both_paths: str, device: torch.device) -> None:
     for low in (torch.float16, torch.bfloat16):
         mu, log_var = inputs(1000, dtype=low)

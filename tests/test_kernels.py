@@ -149,6 +149,24 @@ def test_batched_keys(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert_same_bits(z[at], one)
 
 
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_noise_is_eps(offset: int, dtype: torch.dtype) -> None:
+    """What a sample of -0 and a std of 1 is, signs of zeros included, in contiguous memory."""
+    keys = reparam_fused.split(key_of(5, offset), 6)[::2]
+    block = (9, 40), (5, 13)
+    for key, shape, options in (
+        *((key_of(77, offset), (n,), ()) for n in [*SIZES, 65539]),
+        (keys, (3, 7, 5), ()),
+        (key_of(78, offset), (3, 17), block),
+        (keys, (3, 17), block),
+    ):
+        eps = _ops.noise(key, shape, dtype, *options)
+        mu = torch.full(shape, -0.0, dtype=dtype)
+        expected = _ops.sample_from_key(mu, torch.ones_like(mu), key, "std", *options)
+        assert_same_bits(eps, expected)
+        assert eps.is_contiguous()
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 4])
 def test_thread_counts(threads: int, dtype: torch.dtype) -> None:
     mu, log_var = inputs(3, 70_001, dtype=dtype)

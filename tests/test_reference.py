@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import eager, inputs, key_of
+from helpers import assert_same_bits, eager, inputs, key_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reparam_fused
-from reparam_fused import reference
+from reparam_fused import _ops, reference
 
 DATA = Path(__file__).parent / "data"
 try:
@@ -159,3 +159,13 @@ def test_reference_gives_the_formula(dtype: torch.dtype) -> None:
     grad = reference.sample_backward(mu, log_var, key).double()
     exact_grad = mu.double() * eps * torch.exp(0.5 * log_var.double()) / 2
     assert ((grad - exact_grad).abs() <= 8 * torch.finfo(dtype).eps * exact_grad.abs() + 1e-7).all()
+
+
+def test_the_fallback_of_noise(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    """Its slices are cut from whole counters, and are contiguous all the same."""
+    monkeypatch.setattr(_ops, "_warn_reference", lambda _: None)
+    keys = reparam_fused.split(key_of(3), 3)
+    eps = _ops._noise(keys, (3, 5), dtype)
+    assert eps.is_contiguous()
+    expected = reference.noise(keys, torch.Size([3, 5]), dtype).to(dtype)
+    assert_same_bits(eps, expected)

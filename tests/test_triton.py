@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from digest import extremes
-from gpu_run import CPU_OPS, NOISY_OPS
+from gpu_run import CPU_OPS, NOISY_OPS, READING_OPS, SCALED_OPS
 from helpers import assert_same_bits, inputs, key_of, needs_kernels
 from torch import Tensor
 
@@ -83,9 +83,11 @@ def compare(
     options = {"form": form, "global_shape": block[0], "global_offset": block[1]}
     # Triton packs a half element with what is in a register that nobody wrote.
     for undefined in (None,) if x.dtype == torch.float32 else (0, 2**64 - 1):
-        out, plan, _ = triton_run.run(
+        out, plan, stats = triton_run.run(
             arch, x, scale, key if op in NOISY_OPS else None, op=op, undefined=undefined, **options
         )
+        if op == "noise":
+            assert {n for n, read in stats.read_bytes.items() if read} == {plan.kernel.arg_names[3]}
         assert plan.kernel is kernel
         assert_same_bits(out, expected)
 
@@ -115,6 +117,7 @@ def test_compiled_kernels_give_the_bits_of_the_cpu(arch: int, dtype: torch.dtype
         compare(arch, x, log_var, key_of(1), op=op, kernel=whole)
 
 
+@pytest.mark.parametrize("op", READING_OPS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_compiled_kernels_read_views_where_they_lie(dtype: torch.dtype, op: str) -> None:
     x, log_var = inputs(3, 10, 7, 16, dtype=dtype)
@@ -139,8 +142,9 @@ def test_compiled_kernels_read_views_where_they_lie(dtype: torch.dtype, op: str)
         compare(90, *case, op=op, kernel=elements if op in NOISY_OPS else kernel)
 
 
+@pytest.mark.parametrize("op", SCALED_OPS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_std(arch: int, dtype: torch.dtype, noisy_op: str) -> None:
+def test_std(arch: int, dtype: torch.dtype, op: str) -> None:
     x, std = inputs(PER_BLOCK[dtype] + 5, dtype=dtype)
     y, y_std = inputs(6, 7, 16, dtype=dtype)
     for kernel, a, b, key in (
@@ -161,9 +165,9 @@ def test_std(arch: int, dtype: torch.dtype, noisy_op: str) -> None:
         compare(
             arch,
             a,
-            a if noisy_op == "sample_backward" else b,
+            a if op == "sample_backward" else b,
             key,
-            op=noisy_op,
+            op=op,
             kernel=kernel,
             form="std",
         )
@@ -196,7 +200,7 @@ def test_machine_code(arch: int, dtype: torch.dtype, op: str) -> None:
     assert not [o for o in code.opcodes if o.startswith(("LDL", "STL", "BAR", "LDS", "STS"))]
     hot = [i.opcode for i in code.hot_path()]
     wide = [o for o in hot if ".128" in o]
-    assert sum(o.startswith("LDG") for o in wide) == 2 * 4
+    assert sum(o.startswith("LDG") for o in wide) == (2 * 4 if op in READING_OPS else 0)
     assert sum(o.startswith("STG") for o in wide) == 4
     name = str(dtype).removeprefix("torch.")
     assert code.slots_per_element(name) <= (60.0 if op in NOISY_OPS else 32.0)

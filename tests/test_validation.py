@@ -114,6 +114,7 @@ CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: fold_in(key(1), 0.5), TypeError, "argument 'data' must be int, not float"),
     (lambda: fold_in(key(1), 2**64), ValueError, "data must be in [-2**63, 2**64), got"),
     (lambda: noise(key(1), 3, dtype=torch.int32), TypeError, f"dtype {FLOATS}, got torch.int32"),
+    (lambda: noise(key(1), 3, dtype="float32"), TypeError, f"dtype {FLOATS}, got float32"),
     (lambda: noise(key(1), 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
     (lambda: noise(key(1), (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),
     (lambda: noise(split(key(1)), 3), RuntimeError, "noise(): the batch shape of key must"),
@@ -146,3 +147,20 @@ def test_the_ops_themselves_check_what_memory_safety_needs(bad: torch.Tensor) ->
         reparam_fused._ops.sample_from_key(X, X, bad)
     with pytest.raises(RuntimeError):
         reparam_fused._ops.sample_from_key(X, X.long().expand(4, 3).int(), bad)
+    with pytest.raises(RuntimeError):
+        reparam_fused._ops.noise(bad, X.shape, torch.float32)
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (((3,), torch.int32), "expected float32, float64, float16 or bfloat16, got Int"),
+        (((-1,), torch.float32), "negative"),
+        (((3,), torch.float32, (5,)), "global_shape and global_offset, or neither"),
+        (((3,), torch.float32, (5,), (3,)), "is not within"),
+    ],
+)
+def test_the_op_of_noise_checks_its_sizes(options: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        reparam_fused._ops.noise(key(1), *options)

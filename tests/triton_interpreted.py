@@ -52,6 +52,9 @@ def compare(x: Tensor, scale: Tensor, key: Tensor, *options: Any) -> None:
         unused = op is triton_kernels.sample_backward and "std" in options
         arguments = (x, None if unused else scale, key, *options)
         compare_results(op(*arguments), expected_op(*arguments))
+    shape, dtype = torch.broadcast_shapes(x.shape, scale.shape), x.dtype
+    arguments = (key, shape, dtype, *options[1:])
+    compare_results(triton_kernels.noise(*arguments), _ops.noise(*arguments))
     for op, expected_op in KL_OPS if not options else []:
         compare_results(op(x, scale), expected_op(x, scale))
 

@@ -85,6 +85,8 @@ def run(
     """An op of tensors of one dtype, as a GPU would compute it: every byte written once."""
     out = torch.empty_like(torch.add(x, scale))
     x, scale = x.expand(out.shape), scale.expand(out.shape)
+    if op == "noise":
+        x = scale = out
     plan = triton_kernels.plan(x, scale, key, out, op=op, **options)
     kernel = _parse(compile_plan(plan, NVIDIA[arch]).asm["ptx"])
     written = ["out_ptr"]
@@ -97,6 +99,8 @@ def run(
         if isinstance(argument, Tensor):
             base = argument.untyped_storage().data_ptr()
             if base not in buffers:
+                if base == out.untyped_storage().data_ptr():
+                    name = "out_ptr"  # of noise the operands too, which are not read
                 # aligned as the storage is, which the plan has looked at
                 buffers[base] = memory.allocate(
                     name, storage(argument), writable=name in written, misalign=base % 16

@@ -16,6 +16,7 @@ enum Form { kLogVar, kStd };
 // of these allow it. The tables are in host memory.
 struct Problem {
   Form form;
+  // What an op without operands is given as x and scale is not read.
   const void* x;      // mu, or the incoming gradient
   const void* scale;  // the backward of a std makes no use of it
   void* out;

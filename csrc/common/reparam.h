@@ -76,9 +76,12 @@ struct Std {
   }
 };
 
+// kReads: whether an op has operands beside the noise.
+
 // z = mu + sigma eps
 template <class Form>
 struct Sample {
+  static constexpr bool kReads = true;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R mu, R scale, R eps) {
     return V::fma(Form::template to_sigma<V, R>(scale), eps, mu);
@@ -88,9 +91,19 @@ struct Sample {
 // grad_scale = grad_z * d z / d scale, with d z / d sigma = eps
 template <class Form>
 struct SampleBackward {
+  static constexpr bool kReads = true;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R grad_z, R scale, R eps) {
     return Form::template chain<V, R>(V::mul(grad_z, eps), scale);
+  }
+};
+
+// eps itself
+struct Noise {
+  static constexpr bool kReads = false;
+  template <class V, class R>
+  static REPARAM_FUSED_INLINE R apply(R, R, R eps) {
+    return eps;
   }
 };
 

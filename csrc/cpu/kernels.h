@@ -13,7 +13,7 @@ struct KernelTable {
 
 struct Kernels {
   const char* isa;
-  KernelTable sample, sample_backward, kl_divergence, kl_divergence_backward;
+  KernelTable sample, sample_backward, noise, kl_divergence, kl_divergence_backward;
 };
 
 // A thread's share is a multiple of this, so that no tile is cut: it is the

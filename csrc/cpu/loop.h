@@ -69,9 +69,11 @@ REPARAM_FUSED_INLINE void apply_tile(const T* x, const T* scale, T* out,
                                      const typename Element<V, T>::Register* eps) {
   constexpr int kRegisters = Element<V, T>::kPerCounter;
   using R = typename Element<V, T>::Register;
-  R x_in[kRegisters], scale_in[kRegisters], result[kRegisters];
-  V::load_tile(x, x_in);
-  V::load_tile(scale, scale_in);
+  R x_in[kRegisters] = {}, scale_in[kRegisters] = {}, result[kRegisters];
+  if constexpr (Op::kReads) {
+    V::load_tile(x, x_in);
+    V::load_tile(scale, scale_in);
+  }
   for (int j = 0; j < kRegisters; ++j) {
     result[j] = Op::template apply<V, R>(x_in[j], scale_in[j], eps[j]);
   }
@@ -81,17 +83,18 @@ REPARAM_FUSED_INLINE void apply_tile(const T* x, const T* scale, T* out,
 // kLanes counters' worth of elements, contiguous in memory, of which the first has the
 // noise index counter * kPerCounter under this key. The form is no template parameter
 // here: a branch for a tile costs nothing, twice the kernels twice the build.
-template <template <class> class Op>
+template <class OfLogVar, class OfStd>
 struct WithNoise {
+  static constexpr bool kReads = OfLogVar::kReads;
   template <class V, class T>
   static REPARAM_FUSED_INLINE void tile(Form form, const T* x, const T* scale, T* out,
                                         const uint64_t* key, uint64_t counter) {
     typename Element<V, T>::Register eps[Element<V, T>::kPerCounter];
     normals<V, T>(key[1] + counter, key[0], eps);
     if (form == kStd) {
-      apply_tile<V, T, Op<Std>>(x, scale, out, eps);
+      apply_tile<V, T, OfStd>(x, scale, out, eps);
     } else {
-      apply_tile<V, T, Op<LogVar>>(x, scale, out, eps);
+      apply_tile<V, T, OfLogVar>(x, scale, out, eps);
     }
   }
 };
@@ -99,6 +102,7 @@ struct WithNoise {
 // The same without noise, and without a key.
 template <class Op>
 struct WithoutNoise {
+  static constexpr bool kReads = Op::kReads;
   template <class V, class T>
   static REPARAM_FUSED_INLINE void tile(Form, const T* x, const T* scale, T* out, const uint64_t*,
                                         uint64_t) {
@@ -156,8 +160,10 @@ class Loop {
     const bool whole = n_runs == 1 && count == W::kLanes * kPerCounter;
     const T* x = x_ + runs_[0].x;
     const T* scale = scale_ + runs_[0].scale;
-    if (!whole || x_stride_ != 1) x = gather(x_, &Run::x, x_stride_, n_runs, x_tile_, skipped);
-    if (!whole || scale_stride_ != 1) {
+    if (Compute::kReads && (!whole || x_stride_ != 1)) {
+      x = gather(x_, &Run::x, x_stride_, n_runs, x_tile_, skipped);
+    }
+    if (Compute::kReads && (!whole || scale_stride_ != 1)) {
       scale = gather(scale_, &Run::scale, scale_stride_, n_runs, scale_tile_, skipped);
     }
     const bool in_place = whole && out_stride_ == 1;
@@ -234,7 +240,10 @@ constexpr KernelTable make_table() {
 
 template <class V>
 constexpr Kernels make_kernels() {
-  return {V::kName, make_table<V, WithNoise<Sample>>(), make_table<V, WithNoise<SampleBackward>>(),
+  return {V::kName,
+          make_table<V, WithNoise<Sample<LogVar>, Sample<Std>>>(),
+          make_table<V, WithNoise<SampleBackward<LogVar>, SampleBackward<Std>>>(),
+          make_table<V, WithNoise<Noise, Noise>>(),
           make_table<V, WithoutNoise<KlDivergence>>(),
           make_table<V, WithoutNoise<KlDivergenceBackward>>()};
 }

@@ -39,6 +39,12 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
                 Call(grad_z, operand, key, {form, global_shape, global_offset}));
 }
 
+at::Tensor noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype,
+                 at::OptionalIntArrayRef global_shape, at::OptionalIntArrayRef global_offset) {
+  return launch(cpu_kernels().noise,
+                Call(key, size, dtype, {"log_var", global_shape, global_offset}));
+}
+
 at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
   return launch(cpu_kernels().kl_divergence, Call(mu, log_var, std::nullopt, kWithoutNoise));
 }
@@ -53,6 +59,7 @@ at::Tensor kl_divergence_backward(const at::Tensor& grad, const at::Tensor& log_
 TORCH_LIBRARY_IMPL(reparam_fused, CPU, m) {
   m.impl("sample_from_key", &sample_from_key);
   m.impl("sample_backward", &sample_backward);
+  m.impl("noise", &noise);
   m.impl("kl_divergence", &kl_divergence);
   m.impl("kl_divergence_backward", &kl_divergence_backward);
 }

@@ -144,6 +144,16 @@ struct Layout {
   }
 };
 
+// A vector of an operand, of an op that has any.
+template <class Op>
+__device__ __forceinline__ uint4 load_vector(const uint4* p) {
+  if constexpr (Op::kReads) {
+    return Thread::load_vector(p);
+  } else {
+    return {};
+  }
+}
+
 template <class Op, class T>
 __device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 scale_in, uint64_t counter,
                                                 uint64_t seed) {
@@ -177,8 +187,10 @@ __device__ __forceinline__ void compute_counter(const T* x, const T* scale, T* o
   for (int j = 0; j < kPerCounter<T>; ++j) {
     if (j >= from && j < to) {
       const Place at = place_of(j);
-      x_in[j] = Thread::load(x + at.x);
-      scale_in[j] = Thread::load(scale + at.scale);
+      if constexpr (Op::kReads) {
+        x_in[j] = Thread::load(x + at.x);
+        scale_in[j] = Thread::load(scale + at.scale);
+      }
       places[j] = at.out;
     }
   }
@@ -206,8 +218,8 @@ __global__ void __launch_bounds__(kBlock)
     uint4 x_in[kVectorsPerThread], scale_in[kVectorsPerThread];
 #pragma unroll
     for (int i = 0; i < kVectorsPerThread; ++i) {
-      x_in[i] = Thread::load_vector(x_vectors + v + i * kBlock);
-      scale_in[i] = Thread::load_vector(scale_vectors + v + i * kBlock);
+      x_in[i] = load_vector<Op>(x_vectors + v + i * kBlock);
+      scale_in[i] = load_vector<Op>(scale_vectors + v + i * kBlock);
     }
     const uint64_t counter = key.offset + v * kCountersPerVector<T>;
 #pragma unroll
@@ -222,9 +234,9 @@ __global__ void __launch_bounds__(kBlock)
                     static_cast<int64_t>(blockIdx.x - full_blocks) * kBlock + threadIdx.x;
   const int64_t vectors = numel / kPerVector<T>;
   if (v < vectors) {
-    out_vectors[v] = compute_vector<Op, T>(Thread::load_vector(x_vectors + v),
-                                           Thread::load_vector(scale_vectors + v),
-                                           key.offset + v * kCountersPerVector<T>, key.seed);
+    out_vectors[v] =
+        compute_vector<Op, T>(load_vector<Op>(x_vectors + v), load_vector<Op>(scale_vectors + v),
+                              key.offset + v * kCountersPerVector<T>, key.seed);
   } else {
     const int64_t counter = vectors * kCountersPerVector<T> + (v - vectors);
     const int64_t element = counter * kPerCounter<T>;
@@ -245,8 +257,8 @@ __global__ void __launch_bounds__(kBlock)
   const Place at = layout.place(v);
   const Key key = source.read(at.key);
   reinterpret_cast<uint4*>(out)[at.out] =
-      compute_vector<Op, T>(Thread::load_vector(reinterpret_cast<const uint4*>(x) + at.x),
-                            Thread::load_vector(reinterpret_cast<const uint4*>(scale) + at.scale),
+      compute_vector<Op, T>(load_vector<Op>(reinterpret_cast<const uint4*>(x) + at.x),
+                            load_vector<Op>(reinterpret_cast<const uint4*>(scale) + at.scale),
                             key.offset + at.index, key.seed);
 }
 

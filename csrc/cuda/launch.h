@@ -29,6 +29,8 @@ constexpr int kMaxDims = 16;
 cudaError_t sample_cuda(DType dtype, const Problem& problem, const GeneratorState* generator,
                         cudaStream_t stream);
 cudaError_t sample_backward_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
+// Without operands: problem.x and problem.scale are not read.
+cudaError_t noise_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
 // Without noise: problem.keys is not read.
 cudaError_t kl_divergence_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
 cudaError_t kl_divergence_backward_cuda(DType dtype, const Problem& problem, cudaStream_t stream);

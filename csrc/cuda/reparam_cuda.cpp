@@ -81,6 +81,16 @@ at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Ten
   return launch.run(sample_backward_cuda);
 }
 
+at::Tensor noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype,
+                 at::OptionalIntArrayRef global_shape, at::OptionalIntArrayRef global_offset) {
+  const c10::cuda::CUDAGuard guard(key.device());
+  check_binary(key.device());
+  const Options options{"log_var", global_shape, global_offset};
+  const Call call(key, size, dtype, options);
+  launch(call, key, options, noise_cuda);
+  return call.out();
+}
+
 at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
   const c10::cuda::CUDAGuard guard(mu.device());
   check_binary(mu.device());
@@ -156,6 +166,7 @@ TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
   m.impl("sample", &sample);
   m.impl("sample_from_key", &sample_from_key);
   m.impl("sample_backward", &sample_backward);
+  m.impl("noise", &noise);
   m.impl("kl_divergence", &kl_divergence);
   m.impl("kl_divergence_backward", &kl_divergence_backward);
 }

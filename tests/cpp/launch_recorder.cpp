@@ -68,6 +68,10 @@ int sample_backward(int dtype, const Problem* problem, const GeneratorState*, vo
   return reparam_fused::sample_backward_cuda(static_cast<DType>(dtype), *problem,
                                              static_cast<cudaStream_t>(stream));
 }
+int noise(int dtype, const Problem* problem, const GeneratorState*, void* stream) {
+  return reparam_fused::noise_cuda(static_cast<DType>(dtype), *problem,
+                                   static_cast<cudaStream_t>(stream));
+}
 int kl_divergence(int dtype, const Problem* problem, const GeneratorState*, void* stream) {
   return reparam_fused::kl_divergence_cuda(static_cast<DType>(dtype), *problem,
                                            static_cast<cudaStream_t>(stream));
