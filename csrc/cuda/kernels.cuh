@@ -242,8 +242,10 @@ __global__ void __launch_bounds__(kBlock)
     const int64_t element = counter * kPerCounter<T>;
     const int64_t left = numel - element;
     if (left <= 0) return;
+    // Where a counter is as long as a vector, this one is not whole.
+    constexpr int kMost = kPerCounter<T> - (kCountersPerVector<T> == 1);
     compute_counter<Op, T>(x, scale, out, key.offset + counter, key.seed, 0,
-                           left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
+                           left < kMost ? static_cast<int>(left) : kMost,
                            [=](int j) { return Place{element + j, element + j, element + j}; });
   }
 }
