@@ -517,6 +517,7 @@ def _launch(
         )
     if out.numel() == 0:
         return out
+    x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
     kernel, programs, arguments, constants = plan(
         x, scale, key, out, op=op, form=form,
         global_shape=global_shape, global_offset=global_offset, position=position,

@@ -39,8 +39,12 @@ class Launch {
       : call_(x, scale, key, options) {
     if (call_.empty() || call_.problem().ndim <= kMaxDims) return;
     dense_.emplace(call_.x().contiguous(), call_.scale().contiguous(), key, options);
-    TORCH_CHECK(dense_->problem().ndim <= kMaxDims,
-                "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
+    check_dims(*dense_);
+  }
+  // Noise, which has no operands
+  Launch(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype, const Options& options)
+      : call_(key, size, dtype, options) {
+    check_dims(call_);
   }
 
   const Call& call() const { return call_; }
@@ -55,6 +59,11 @@ class Launch {
   }
 
  private:
+  static void check_dims(const Call& call) {
+    TORCH_CHECK(call.empty() || call.problem().ndim <= kMaxDims,
+                "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
+  }
+
   Call call_;
   std::optional<Call> dense_;
 };
@@ -85,10 +94,7 @@ at::Tensor noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dty
                  at::OptionalIntArrayRef global_shape, at::OptionalIntArrayRef global_offset) {
   const c10::cuda::CUDAGuard guard(key.device());
   check_binary(key.device());
-  const Options options{"log_var", global_shape, global_offset};
-  const Call call(key, size, dtype, options);
-  launch(call, key, options, noise_cuda);
-  return call.out();
+  return Launch(key, size, dtype, {"log_var", global_shape, global_offset}).run(noise_cuda);
 }
 
 at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
