@@ -177,7 +177,9 @@ def test_gradients_of_every_order(
 ) -> None:
     results = []
     for call, place in ((fused_kl_divergence, device), (eager, "cpu")):
-        leaves = [double(4, 3, seed=i, device=place).requires_grad_(n) for i, n in enumerate(needed)]
+        leaves = [
+            double(4, 3, seed=i, device=place).requires_grad_(n) for i, n in enumerate(needed)
+        ]
         wanted = [t for t in leaves if t.requires_grad]
         kl = call(*leaves)
         first = torch.autograd.grad(kl.pow(3).sum(), wanted, create_graph=True)

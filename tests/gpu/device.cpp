@@ -54,6 +54,7 @@ struct State {
 
   std::vector<std::unique_ptr<Stream>> streams;
   Stream* defaults[kDevices] = {};
+  int executing = 0;  // tasks, one within the other
   uint64_t enqueued = 0, tickets = 0, captures_made = 0;
   std::vector<std::unique_ptr<Capture>> captures;
   uint64_t seed = 0;
@@ -105,9 +106,10 @@ size_t place_of(const void* pointer) {
 }
 std::string number(uint64_t value) { return std::to_string(value); }
 
-// Gives the pages of freed memory back, once nothing is queued that may use them.
+// Gives the pages of freed memory back, once nothing runs or is queued that may use them.
 void unmap_freed() {
   State& s = state();
+  if (s.executing > 0) return;
   for (const auto& stream : s.streams) {
     if (!stream->queue.empty()) return;
   }
@@ -146,8 +148,10 @@ Status run(Stream* stream) {
   uint64_t& running = thread_state().running;
   const uint64_t outer = running;
   running = task->number;
+  ++state().executing;
   detail.clear();
   const Status status = task->run();
+  --state().executing;
   running = outer;
   if (status == kSuccess) return kSuccess;
   return fail_for_good(status, task->name + ", enqueued as number " + number(task->number) +
