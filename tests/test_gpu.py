@@ -505,6 +505,95 @@ def test_a_device_without_a_binary_is_named(stand_in: StandIn, tmp_path: Path) -
     assert fourth == "True"
 
 
+# Shapes and keys that the binding makes into a problem for a kernel
+
+
+def many_dims() -> tuple[Tensor, Tensor]:
+    """More dimensions than a kernel takes, which no two neighbours of can be joined."""
+    mu, log_var = inputs(2**18)
+    order = [d for pair in zip(range(9), range(9, 18), strict=True) for d in pair]
+    return mu.view([2] * 18).permute(order)[..., :1], log_var.view([2] * 18)[..., :1]
+
+
+VIEWS: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    "one": lambda: inputs(1),
+    "a row and a column": lambda: (inputs(5, 1)[0], inputs(33)[1]),
+    "scalars": lambda: (inputs()[0], inputs(40)[1]),
+    "transposed": lambda: (inputs(33, 5)[0].t(), inputs(33, 5)[1].t()),
+    "one transposed": lambda: (inputs(33, 5)[0].t(), inputs(5, 33)[1]),
+    "halves": lambda: (inputs(9, 32)[0].chunk(2, 1)[0], inputs(9, 32)[1].chunk(2, 1)[1]),
+    "not aligned": lambda: (inputs(101)[0][1:], inputs(100)[1]),
+    "half precision, not aligned": lambda: (
+        inputs(103, dtype=torch.float16)[0][3:],
+        inputs(100, dtype=torch.float16)[1],
+    ),
+    "every other": lambda: (inputs(64, 20)[0][:, ::2], inputs(64, 10)[1]),
+    "channels last": lambda: (
+        inputs(2, 8, 3, 3)[0].to(memory_format=torch.channels_last),
+        inputs(2, 8, 3, 3)[1],
+    ),
+    "repeated": lambda: (inputs(1, 7)[0].expand(30, 7), inputs(30, 7)[1]),
+    "two dtypes": lambda: (inputs(50, dtype=torch.bfloat16)[0], inputs(50)[1]),
+    "many dimensions": many_dims,
+}
+
+
+def in_place(tensor: Tensor) -> Tensor:
+    """On the GPU, laid out as it is here."""
+    storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage()).cuda()
+    return storage.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_have_the_bits_and_strides_of_the_cpu(cuda: torch.device, view: str) -> None:
+    mu, log_var = VIEWS[view]()
+    key = key_of(7, 2**32 - 3)
+    theirs = in_place(mu), in_place(log_var)
+    assert [t.stride() for t in theirs] == [mu.stride(), log_var.stride()]
+    results, expected = everything(*theirs, key.cuda()), everything(mu, log_var, key)
+    for actual, wanted in zip(results[:2], expected[:2], strict=True):
+        assert actual.stride() == wanted.stride()
+        assert_same_bits(actual, wanted)
+    grad = _ops.sample_backward(theirs[0], theirs[1], key.cuda())
+    assert_same_bits(grad, _ops.sample_backward(mu, log_var, key))
+    drawn, key = _ops.sample(*theirs, None)
+    assert_same_bits(drawn, _ops.sample_from_key(mu, log_var, key.cpu()))
+
+
+@pytest.mark.parametrize(
+    ("batch", "shape"),
+    [((5,), (5, 33)), ((3, 1), (3, 4, 8)), ((1, 4), (3, 4, 8)), ((3, 4, 1), (3, 4, 8))],
+)
+def test_keys_of_slices_lie_anywhere(
+    cuda: torch.device, batch: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
+    """Each slice has the noise of its own key: of rows, and of views of other tensors."""
+    mu, log_var = inputs(*shape)
+    keys = reparam_fused.split(key_of(9, 2**64 - 1), 24)[: torch.Size(batch).numel()]
+    keys = keys.reshape(*batch, 2)
+    expected = _ops.sample_from_key(mu, log_var, keys)
+    wide = torch.stack([keys, keys.flip(0)], -1).cuda()  # words that are not neighbours
+    for theirs in (keys.cuda(), wide[..., 0], keys.flip(0).cuda().flip(0)):
+        assert_same_bits(_ops.sample_from_key(mu.cuda(), log_var.cuda(), theirs), expected)
+        assert_same_bits(noise(theirs, *shape), noise(keys, *shape))
+
+
+def test_blocks_of_a_larger_tensor(cuda: torch.device) -> None:
+    whole, key = noise(key_of(4), 9, 40), key_of(4, device=cuda)
+    for offset, shape in (((2, 8), (3, 16)), ((1, 3), (5, 17)), ((8, 39), (1, 1))):
+        block = noise(key, *shape, global_shape=(9, 40), global_offset=offset)
+        rows, columns = (slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+        assert_same_bits(block, whole[rows, columns])
+
+
+@pytest.mark.skipif(not EXTENSION, reason="Triton compiles for any number of dimensions")
+def test_a_block_of_too_many_dimensions_is_refused(cuda: torch.device) -> None:
+    key = key_of(1, device=cuda)
+    with pytest.raises(RuntimeError, match="more than 16 dimensions"):
+        noise(key, *[2] * 17, global_shape=[4] * 17, global_offset=[1] * 17)
+    torch.cuda.synchronize()
+
+
 # Indices beyond 32 bits
 
 
@@ -532,7 +621,7 @@ def test_more_than_2_31_elements(stand_in: StandIn, layout: str) -> None:
         start = (first - 1024) // 4 * 4
         start = max(0, min(start, z.numel() - 4096))
         window = slice(start, start + 4096)
-        written = at[window].all(1)
+        written = at[window].bool().all(1)
         seen += int(written.sum())
         host = torch.from_numpy(stand_in.bytes_of(z)).view(torch.bfloat16)[window]
         x = row[(torch.arange(4096) + start) % row.numel()]

@@ -657,8 +657,8 @@ Status resolve(Function& function, int device) {
   if (s.on_resolve == nullptr) {
     return fail(kNotSupported, "no interpreter is there to run " + function.name);
   }
-  unsigned sizes[64];
-  int count = 64;
+  unsigned sizes[4096];  // as many as their bytes may be
+  int count = 0;
   detail.clear();
   int kernel;
   {
