@@ -9,146 +9,215 @@ from typing import Any
 import pytest
 import torch
 from helpers import needs_kernels
+from torch import Tensor
 
 import reparam_fused
 from reparam_fused import fold_in, fused_reparameterize, key, noise, split
 
-X = torch.zeros(4, 3)
-META = torch.zeros(4, 3, device="meta")
 FLOATS = "must be float32, float64, float16 or bfloat16"
 KEY = "key must be a uint64 tensor of shape (2,) or (*batch, 2)"
 
-CASES: list[tuple[Callable[[], Any], type[Exception], str]] = [
-    (lambda: fused_reparameterize([1.0], X), TypeError, "argument 'mu' must be Tensor, not list"),
+
+def quantized(x: Tensor) -> Tensor:
+    return torch._empty_affine_quantized(
+        x.shape, scale=0.1, zero_point=0, dtype=torch.qint8, device=x.device
+    )
+
+
+# Of zeros of shape (4, 3) and a key; the message may name their device.
+Call = Callable[[Tensor, Tensor], Any]
+CASES: list[tuple[Call, type[Exception], str]] = [
     (
-        lambda: fused_reparameterize(X, 0.0),
+        lambda x, k: fused_reparameterize([1.0], x),
+        TypeError,
+        "argument 'mu' must be Tensor, not list",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, 0.0),
         TypeError,
         "argument 'log_var' must be Tensor, not float",
     ),
-    (lambda: fused_reparameterize(X.long(), X), TypeError, f"mu {FLOATS}, got torch.int64"),
-    (lambda: fused_reparameterize(X, X.bool()), TypeError, f"log_var {FLOATS}, got torch.bool"),
-    (lambda: fused_reparameterize(X.cfloat(), X), TypeError, f"mu {FLOATS}, got torch.complex64"),
+    (lambda x, k: fused_reparameterize(x.long(), x), TypeError, f"mu {FLOATS}, got torch.int64"),
     (
-        lambda: fused_reparameterize(X, X.to(torch.float8_e4m3fn)),
+        lambda x, k: fused_reparameterize(x, x.bool()),
+        TypeError,
+        f"log_var {FLOATS}, got torch.bool",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x.cfloat(), x),
+        TypeError,
+        f"mu {FLOATS}, got torch.complex64",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x.to(torch.float8_e4m3fn)),
         TypeError,
         f"log_var {FLOATS}, got torch.float8_e4m3fn",
     ),
     (
-        lambda: fused_reparameterize(X.to_sparse(), X),
+        lambda x, k: fused_reparameterize(x.to_sparse(), x),
         TypeError,
         "mu must be a dense tensor (torch.strided), got layout torch.sparse_coo",
     ),
     (
-        lambda: fused_reparameterize(torch.nested.nested_tensor([X, X]), X),
+        lambda x, k: fused_reparameterize(torch.nested.nested_tensor([x, x]), x),
         TypeError,
         "mu must be a dense tensor (torch.strided), got a nested tensor",
     ),
     (
-        lambda: fused_reparameterize(torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), X),
+        lambda x, k: fused_reparameterize(quantized(x), x),
         TypeError,
         f"mu {FLOATS}, got torch.qint8",
     ),
     (
-        lambda: fused_reparameterize(X, torch.zeros(4)),
+        lambda x, k: fused_reparameterize(x, x[:, 0]),
         RuntimeError,
         "the shapes of mu and log_var must broadcast, got mu (4, 3) and log_var (4,)",
     ),
     (
-        lambda: fused_reparameterize(X, META),
+        lambda x, k: fused_reparameterize(x, x.to("meta")),
         RuntimeError,
-        "mu and log_var must be on the same device, got mu on cpu and log_var on meta",
+        "mu and log_var must be on the same device, got mu on DEVICE and log_var on meta",
     ),
     (
-        lambda: fused_reparameterize(X, X, key=key(1), generator=torch.Generator()),
+        lambda x, k: fused_reparameterize(x, x, key=k, generator=torch.Generator(x.device)),
         ValueError,
         "expected key or generator, got both",
     ),
     (
-        lambda: fused_reparameterize(X, X, key=42),
+        lambda x, k: fused_reparameterize(x, x, key=42),
         TypeError,
         f"{KEY}, as reparam_fused.key(seed) gives, got int",
     ),
     (
-        lambda: fused_reparameterize(X, X, key=torch.tensor([1, 2])),
+        lambda x, k: fused_reparameterize(x, x, key=k.long()),
         TypeError,
         "got dtype torch.int64",
     ),
     (
-        lambda: fused_reparameterize(X, X, key=key(1)[:1]),
+        lambda x, k: fused_reparameterize(x, x, key=k[:1]),
         RuntimeError,
         f"{KEY}, as reparam_fused.key(seed) gives, got shape (1,)",
     ),
-    (lambda: fused_reparameterize(X, X, key=key(1)[0]), RuntimeError, "got shape ()"),
+    (lambda x, k: fused_reparameterize(x, x, key=k[0]), RuntimeError, "got shape ()"),
     (
-        lambda: fused_reparameterize(X, X, key=key(1, device="meta")),
+        lambda x, k: fused_reparameterize(x, x, key=key(1, device="meta")),
         RuntimeError,
-        "key must be on the device of mu, cpu, got meta",
+        "key must be on the device of mu, DEVICE, got meta",
     ),
     (
-        lambda: fused_reparameterize(X, X, key=split(key(1), 3)),
+        lambda x, k: fused_reparameterize(x, x, key=split(k, 3)),
         RuntimeError,
         "the batch shape of key must broadcast with the leading dimensions of the output (4, 3), "
         "got (3,)",
     ),
     (
-        lambda: fused_reparameterize(X, X, key=split(key(1), 12).view(4, 3, 1, 2)),
+        lambda x, k: fused_reparameterize(x, x, key=split(k, 12).view(4, 3, 1, 2)),
         RuntimeError,
         "got (4, 3, 1)",
     ),
     (
-        lambda: fused_reparameterize(X, X, generator=7),
+        lambda x, k: fused_reparameterize(x, x, generator=7),
         TypeError,
         "argument 'generator' must be torch.Generator, not int",
     ),
     (
-        lambda: fused_reparameterize(META, META, generator=torch.Generator()),
+        lambda x, k: fused_reparameterize(
+            x.to("meta"), x.to("meta"), generator=torch.Generator(x.device)
+        ),
         RuntimeError,
-        "generator must be on the device of mu, meta, got cpu",
+        "generator must be on the device of mu, meta, got DEVICE",
     ),
-    (lambda: key(1.5), TypeError, "argument 'seed' must be int, not float"),
-    (lambda: key(-1), ValueError, "seed must be in [0, 2**64), got -1"),
-    (lambda: key(2**64), ValueError, "seed must be in [0, 2**64)"),
-    (lambda: split(X), TypeError, f"split(): {KEY}"),
-    (lambda: split(key(1), 0), ValueError, "num must be positive, got 0"),
-    (lambda: split(key(1), 2.0), TypeError, "argument 'num' must be int, not float"),
-    (lambda: fold_in(key(1), 0.5), TypeError, "argument 'data' must be int, not float"),
-    (lambda: fold_in(key(1), 2**64), ValueError, "data must be in [-2**63, 2**64), got"),
-    (lambda: noise(key(1), 3, dtype=torch.int32), TypeError, f"dtype {FLOATS}, got torch.int32"),
-    (lambda: noise(key(1), 3, dtype="float32"), TypeError, f"dtype {FLOATS}, got float32"),
-    (lambda: noise(key(1), 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
-    (lambda: noise(key(1), (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),
-    (lambda: noise(split(key(1)), 3), RuntimeError, "noise(): the batch shape of key must"),
+    (lambda x, k: key(1.5), TypeError, "argument 'seed' must be int, not float"),
+    (lambda x, k: key(-1), ValueError, "seed must be in [0, 2**64), got -1"),
+    (lambda x, k: key(2**64), ValueError, "seed must be in [0, 2**64)"),
+    (lambda x, k: split(x), TypeError, f"split(): {KEY}"),
+    (lambda x, k: split(k, 0), ValueError, "num must be positive, got 0"),
+    (lambda x, k: split(k, 2.0), TypeError, "argument 'num' must be int, not float"),
+    (lambda x, k: fold_in(k, 0.5), TypeError, "argument 'data' must be int, not float"),
+    (lambda x, k: fold_in(k, 2**64), ValueError, "data must be in [-2**63, 2**64), got"),
+    (lambda x, k: noise(k, 3, dtype=torch.int32), TypeError, f"dtype {FLOATS}, got torch.int32"),
+    (lambda x, k: noise(k, 3, dtype="float32"), TypeError, f"dtype {FLOATS}, got float32"),
+    (lambda x, k: noise(k, 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
+    (lambda x, k: noise(k, (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),
+    (lambda x, k: noise(split(k), 3), RuntimeError, "noise(): the batch shape of key must"),
 ]
 
 
 @pytest.mark.parametrize(("call", "error", "message"), CASES, ids=range(len(CASES)))
 def test_bad_input(
-    both_paths: str, call: Callable[[], Any], error: type[Exception], message: str
+    both_paths: str, call: Call, error: type[Exception], message: str, device: torch.device
 ) -> None:
-    state = torch.get_rng_state()
-    with pytest.raises(error, match=re.escape(message)):
-        call()
-    assert torch.equal(torch.get_rng_state(), state)
+    x, k = torch.zeros(4, 3, device=device), key(1, device=device)
+    generators = [torch.default_generator, *torch.cuda.default_generators]
+    states = [generator.get_state() for generator in generators]
+    with pytest.raises(error, match=re.escape(message.replace("DEVICE", str(device)))):
+        call(x, k)
+    for generator, state in zip(generators, states, strict=True):
+        assert torch.equal(generator.get_state(), state)
+    assert not x.any()
+    assert k.tolist() == [1, 0]
 
 
-def test_a_call_without_arguments_is_pythons_own_error() -> None:
+CASES_OF_TWO_DEVICES: list[tuple[Call, str]] = [
+    (
+        lambda x, k: fused_reparameterize(x, x.cpu()),
+        "mu and log_var must be on the same device, got mu on cuda:0 and log_var on cpu",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x[0, 0].cpu(), x),
+        "mu and log_var must be on the same device, got mu on cpu and log_var on cuda:0",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x, key=k.cpu()),
+        "key must be on the device of mu, cuda:0, got cpu",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x.cpu(), x.cpu(), key=k),
+        "key must be on the device of mu, cpu, got cuda:0",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x, generator=torch.Generator()),
+        "generator must be on the device of mu, cuda:0, got cpu",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x.cpu(), x.cpu(), generator=torch.Generator(x.device)),
+        "generator must be on the device of mu, cpu, got cuda:0",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"), CASES_OF_TWO_DEVICES, ids=range(len(CASES_OF_TWO_DEVICES))
+)
+def test_a_gpu_and_the_cpu_in_one_call(
+    both_paths: str, call: Call, message: str, cuda: torch.device
+) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        call(torch.zeros(4, 3, device=cuda), key(1, device=cuda))
+
+
+def test_a_call_without_arguments_is_pythons_own_error(device: torch.device) -> None:
+    x = torch.zeros(4, 3, device=device)
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         fused_reparameterize()  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="takes from 1 to 2 positional arguments"):
-        fused_reparameterize(X, X, key(1))  # type: ignore[misc]
+        fused_reparameterize(x, x, key(1, device=device))  # type: ignore[misc]
 
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "bad", [torch.tensor([1, 2]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)]
+    "bad", [torch.tensor([1, 2]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)], ids=range(3)
 )
-def test_the_ops_themselves_check_what_memory_safety_needs(bad: torch.Tensor) -> None:
+def test_the_ops_themselves_check_what_memory_safety_needs(
+    bad: Tensor, device: torch.device
+) -> None:
+    x = torch.zeros(4, 3, device=device)
     with pytest.raises(RuntimeError):
-        reparam_fused._ops.sample_from_key(X, X, bad)
+        reparam_fused._ops.sample_from_key(x, x, bad.to(device))
     with pytest.raises(RuntimeError):
-        reparam_fused._ops.sample_from_key(X, X.long().expand(4, 3).int(), bad)
+        reparam_fused._ops.sample_from_key(x, x.int(), bad.to(device))
     with pytest.raises(RuntimeError):
-        reparam_fused._ops.noise(bad, X.shape, torch.float32)
+        reparam_fused._ops.noise(bad.to(device), x.shape, torch.float32)
 
 
 @needs_kernels
