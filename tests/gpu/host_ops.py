@@ -41,7 +41,8 @@ OPERATIONS = """
     __or__ __xor__ _log_softmax _log_softmax_backward_data _softmax _softmax_backward_data
     _foreach_add _foreach_addcdiv _foreach_addcmul _foreach_div _foreach_lerp _foreach_mul
     _foreach_norm _foreach_sqrt _foreach_sub _amp_foreach_non_finite_check_and_unscale
-    _amp_update_scale _index_put_impl _fused_adam _fused_adamw _thnn_fused_gru_cell
+    _amp_update_scale _assert_async _convert_indices_from_coo_to_csr _index_put_impl _fused_adam
+    _fused_adamw _thnn_fused_gru_cell
 """
 # They look at values to know a shape, or to give a number: the host has to wait.
 WAITING = """
@@ -82,15 +83,15 @@ class HostOps:
     def __init__(self, stand_in: StandIn) -> None:
         self._stand_in = stand_in
         self._library = torch.library.Library("aten", "IMPL")  # in force as long as it lives
-        for names, make in (
-            (OPERATIONS, self._operation),
-            (WAITING, self._waiting),
-            (RANDOM, self._random),
-        ):
+        for names, make in ((OPERATIONS, self._operation), (WAITING, self._waiting)):
             for name in names.split():
                 for packet in (name, f"{name}_"):
                     if hasattr(torch.ops.aten, packet):
                         self._register_all(getattr(torch.ops.aten, packet), make)
+        for name in RANDOM.split():  # in place: torch's other forms end in these, but for one
+            self._register_all(getattr(torch.ops.aten, f"{name}_"), self._random)
+        for overload in ("Tensor_Tensor", "Tensor_float", "float_Tensor"):
+            self._register(f"normal.{overload}", self._normal)
         self._register("copy_", self._copy)
 
     def _register_all(self, packet: Any, make: Callable[[Any], Callable[..., Any]]) -> None:
@@ -270,17 +271,29 @@ class HostOps:
             text = f"{own.initial_seed()} {offset}".encode()
             seed = int.from_bytes(hashlib.sha256(text).digest()[:7], "little")
             place = _place(self_)
+            places = [_place(a) if self._on_device(a) else a for a in args]
 
             def work() -> None:
                 self._check(str(op), place, read=False)
+                for other in places:
+                    if isinstance(other, Place):
+                        self._check(str(op), other, read=True)
                 fresh = torch.Generator().manual_seed(seed)
-                op(self._host(place), *args, generator=fresh, **kwargs)
+                given = [self._host(a) if isinstance(a, Place) else a for a in places]
+                op(self._host(place), *given, generator=fresh, **kwargs)
                 self._mark(place)
 
             self._stand_in.enqueue(str(op), device, work)
             return self_
 
         return call
+
+    def _normal(
+        self, mean: Tensor | float, std: Tensor | float = 1.0, generator: Any = None
+    ) -> Tensor:
+        tensors = [t for t in (mean, std) if isinstance(t, Tensor)]
+        shape = torch.broadcast_shapes(*(t.shape for t in tensors))
+        return tensors[0].new_empty(shape).normal_(generator=generator).mul_(std).add_(mean)
 
     def _copy(self, to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         """As torch copies: bytes where both lie alike, else with a kernel on the device."""
