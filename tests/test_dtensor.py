@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,6 +206,43 @@ def test_without_a_key_the_ranks_share_one(ranks: list[Any]) -> None:
         drawn = [*results[len(CALLS) * len(cases(len(ranks)))][0], *results[-1][0]]
         for z, expected_z in zip(drawn, expected, strict=True):
             assert_same_bits(z, expected_z)
+
+
+@pytest.fixture
+def third_of_four() -> Iterator[None]:
+    """One process that is a rank of four, of which the others need not be there."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=4)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("form", ["log_var", "std"])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_a_shard_has_the_noise_of_its_place(
+    third_of_four: None, device: torch.device, dim: int, form: str
+) -> None:
+    """On any device the bits of the CPU, forward and backward."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh(device.type, (4,))
+    whole = [t.requires_grad_() for t in inputs(*SHAPE)]
+    expected = fused_reparameterize(whole[0], **{form: whole[1]}, key=KEY)
+    parts = [
+        DTensor.from_local(
+            t.detach().chunk(4, dim)[2].to(device), mesh, [Shard(dim)], shape=t.shape,
+            stride=t.stride(), run_check=False,
+        ).requires_grad_()
+        for t in whole
+    ]  # fmt: skip
+    z = fused_reparameterize(parts[0], **{form: parts[1]}, key=KEY.to(device))
+    results = [z, *torch.autograd.grad(z, parts, torch.ones_like(z))]
+    expected_grads = torch.autograd.grad(expected, whole, torch.ones_like(expected))
+    for ours, theirs in zip(results, (expected, *expected_grads), strict=True):
+        assert ours.placements == (Shard(dim),)
+        assert_same_bits(ours.to_local(), theirs.chunk(4, dim)[2])
 
 
 @pytest.mark.parametrize("ranks", [2], indirect=True)
