@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import assert_same_bits, key_of
+from helpers import assert_as_on_cpu, assert_same_bits, key_of
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -16,15 +16,20 @@ from reparam_fused import _ops, fused_reparameterize
 KEY = key_of(21, 2**32 - 2)
 
 
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def draw(*shape: int, seed: int = 0, device: torch.device | str = "cpu") -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(device)
 
 
-MU, LOG_VAR = draw(3, 5), draw(3, 5, seed=1)
+def operands(device: torch.device) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
+    """mu, log_var, and the call of them with a key."""
+    mu, log_var = draw(3, 5, device=device), draw(3, 5, seed=1, device=device)
+    return mu, log_var, with_key(device)
 
 
-def with_key(mu: Tensor, log_var: Tensor) -> Tensor:
-    return fused_reparameterize(mu, log_var, key=KEY)
+def with_key(device: torch.device) -> Callable[..., Tensor]:
+    key = KEY.to(device)
+    return lambda mu, log_var: fused_reparameterize(mu, log_var, key=key)
 
 
 # in_dims, and the shapes that go with them
@@ -49,12 +54,15 @@ def test_vmap_is_a_call_for_each_example(
     in_dims: tuple[int | None, ...],
     mu_shape: tuple[int, ...],
     log_var_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
     """The noise is batched if and only if the key is."""
-    mu, log_var = draw(*mu_shape), draw(*log_var_shape, seed=1)
+    mu, log_var = draw(*mu_shape, device=device), draw(*log_var_shape, seed=1, device=device)
     n = max(t.shape[d] for t, d in zip((mu, log_var), in_dims[:2], strict=True) if d is not None) \
         if in_dims[:2] != (None, None) else 4  # fmt: skip
-    key = KEY if in_dims[2] is None else reparam_fused.split(KEY, n).movedim(0, in_dims[2])
+    key = KEY.to(device)
+    if in_dims[2] is not None:
+        key = reparam_fused.split(key, n).movedim(0, in_dims[2])
 
     def call(m: Tensor, v: Tensor, k: Tensor) -> Tensor:
         return op(m, v, key=k) if op is fused_reparameterize else op(m, v, k)
@@ -62,19 +70,21 @@ def test_vmap_is_a_call_for_each_example(
     result = torch.vmap(call, in_dims=in_dims)(mu, log_var, key)
     for i in range(n):
         one = [
-            t if d is None else t.select(d, i)
+            (t if d is None else t.select(d, i)).cpu()
             for t, d in zip((mu, log_var, key), in_dims, strict=True)
         ]
-        assert_same_bits(result[i], call(*one))
+        assert_as_on_cpu(result[i], call(*one))
 
 
-def test_vmap_within_vmap_and_batches_of_keys() -> None:
+def test_vmap_within_vmap_and_batches_of_keys(device: torch.device) -> None:
     keys = reparam_fused.split(KEY, 6).view(2, 3, 2)
-    mu, log_var = draw(2, 3, 5), draw(2, 3, 5, seed=1)
+    batch = draw(2, 3, 5), draw(2, 3, 5, seed=1), keys
     call = lambda m, v, k: fused_reparameterize(m, v, key=k)  # noqa: E731
-    assert_same_bits(torch.vmap(torch.vmap(call))(mu, log_var, keys), call(mu, log_var, keys))
-    assert_same_bits(torch.vmap(call)(mu, log_var, keys), call(mu, log_var, keys))
-    noise = torch.vmap(lambda k: reparam_fused.noise(k, 5))(keys[0])
+    expected = call(*batch)
+    on_device = [t.to(device) for t in batch]
+    assert_as_on_cpu(torch.vmap(torch.vmap(call))(*on_device), expected)
+    assert_as_on_cpu(torch.vmap(call)(*on_device), expected)
+    noise = torch.vmap(lambda k: reparam_fused.noise(k, 5))(on_device[2][0])
     assert_same_bits(noise, reparam_fused.noise(keys[0], 3, 5))
 
 
@@ -97,9 +107,9 @@ def test_vmap_of_noise() -> None:
     assert_same_bits(fixed, MU + reparam_fused.noise(KEY, 5, dtype=torch.float64))
 
 
-def test_vmap_randomness_modes() -> None:
+def test_vmap_randomness_modes(device: torch.device) -> None:
     """As torch.randn has them: also where nothing that is drawn for is batched."""
-    zero = torch.zeros(4, 6)
+    zero = torch.zeros(4, 6, device=device)
     for call in (
         lambda x: fused_reparameterize(x, x),
         lambda x: fused_reparameterize(zero[0], zero[0]) + x,
@@ -117,84 +127,92 @@ def test_vmap_randomness_modes() -> None:
         assert_same_bits(torch.vmap(call, randomness="different")(zero), first)
 
 
-def test_jvp() -> None:
+def test_jvp(device: torch.device) -> None:
     eps = reparam_fused.noise(KEY, 3, 5, dtype=torch.float64)
+    mu, log_var, call = operands(device)
     mu_t, log_var_t = draw(3, 5, seed=2), draw(3, 5, seed=3)
-    z, tangent = torch.func.jvp(with_key, (MU, LOG_VAR), (mu_t, log_var_t))
-    assert_same_bits(z, with_key(MU, LOG_VAR))
-    expected = mu_t + 0.5 * torch.exp(0.5 * LOG_VAR) * eps * log_var_t
-    torch.testing.assert_close(tangent, expected)
+    z, tangent = torch.func.jvp(call, (mu, log_var), (mu_t.to(device), log_var_t.to(device)))
+    assert_same_bits(z, call(mu, log_var))
+    expected = mu_t + 0.5 * torch.exp(0.5 * log_var.cpu()) * eps * log_var_t
+    torch.testing.assert_close(tangent.cpu(), expected)
 
 
-def test_jvp_of_one_input_that_broadcasts_in_another_dtype() -> None:
-    mu, log_var = torch.zeros(4, 1, dtype=torch.bfloat16), torch.zeros(5)
+def test_jvp_of_one_input_that_broadcasts_in_another_dtype(device: torch.device) -> None:
+    mu = torch.zeros(4, 1, dtype=torch.bfloat16, device=device)
+    log_var = torch.zeros(5, device=device)
+    sample = with_key(device)
     for at in (0, 1):
         inputs = [mu, log_var]
-        call = lambda t, at=at, inputs=inputs: with_key(*inputs[:at], t, *inputs[at + 1 :])  # noqa: E731
+        call = lambda t, at=at, inputs=inputs: sample(*inputs[:at], t, *inputs[at + 1 :])  # noqa: E731
         z, tangent = torch.func.jvp(call, (inputs[at],), (torch.ones_like(inputs[at]),))
         assert (tangent.shape, tangent.dtype) == (z.shape, z.dtype)
-        expected = torch.ones(4, 5) if at == 0 else 0.5 * z
+        expected = torch.ones_like(z) if at == 0 else 0.5 * z
         torch.testing.assert_close(tangent, expected)
 
 
-def test_jvp_without_a_key() -> None:
+def test_jvp_without_a_key(device: torch.device) -> None:
+    mu, log_var, _ = operands(device)
     torch.manual_seed(3)
-    z, tangent = torch.func.jvp(fused_reparameterize, (MU, LOG_VAR), (MU, LOG_VAR))
-    torch.testing.assert_close(tangent, MU + 0.5 * (z - MU) * LOG_VAR)
+    z, tangent = torch.func.jvp(fused_reparameterize, (mu, log_var), (mu, log_var))
+    torch.testing.assert_close(tangent, mu + 0.5 * (z - mu) * log_var)
     torch.manual_seed(3)
-    assert_same_bits(fused_reparameterize(MU, LOG_VAR), z)
+    assert_same_bits(fused_reparameterize(mu, log_var), z)
 
 
-def test_forward_ad() -> None:
+def test_forward_ad(device: torch.device) -> None:
+    mu, log_var, call = operands(device)
     with forward_ad.dual_level():
-        dual = forward_ad.make_dual(LOG_VAR, torch.ones_like(LOG_VAR))
-        z, tangent = forward_ad.unpack_dual(with_key(MU, dual))
-    torch.testing.assert_close(tangent, 0.5 * (z - MU))
+        dual = forward_ad.make_dual(log_var, torch.ones_like(log_var))
+        z, tangent = forward_ad.unpack_dual(call(mu, dual))
+    torch.testing.assert_close(tangent, 0.5 * (z - mu))
 
 
-def test_second_derivatives() -> None:
+def test_second_derivatives(device: torch.device) -> None:
     """Of sum(z^2) by log_var, against the formula; forward over forward is refused."""
+    mu, log_var, call = operands(device)
 
     def loss(log_var: Tensor) -> Tensor:
-        return with_key(MU, log_var).square().sum()
+        return call(mu, log_var).square().sum()
 
-    noise = with_key(torch.zeros_like(MU), LOG_VAR)  # sigma eps
-    second = 0.5 * noise * noise + 0.5 * (MU + noise) * noise
+    noise = call(torch.zeros_like(mu), log_var)  # sigma eps
+    second = 0.5 * noise * noise + 0.5 * (mu + noise) * noise
     expected = torch.diag(second.flatten()).view(3, 5, 3, 5)
     jacfwd, jacrev = torch.func.jacfwd, torch.func.jacrev
     for outer, inner in ((jacfwd, jacrev), (jacrev, jacfwd), (jacrev, jacrev)):
-        torch.testing.assert_close(outer(inner(loss))(LOG_VAR), expected)
+        torch.testing.assert_close(outer(inner(loss))(log_var), expected)
     with pytest.raises(NotImplementedError, match="make one of the two reverse-mode"):
-        jacfwd(jacfwd(loss))(LOG_VAR)
-    torch.testing.assert_close(torch.func.hessian(loss)(LOG_VAR), expected)
+        jacfwd(jacfwd(loss))(log_var)
+    torch.testing.assert_close(torch.func.hessian(loss)(log_var), expected)
 
 
 @pytest.mark.parametrize("shapes", [((3, 5), (3, 5)), ((3, 5), (5,)), ((1, 5), (3, 1))])
-def test_jacfwd_equals_jacrev(shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_jacfwd_equals_jacrev(shapes: tuple[tuple[int, ...], ...], device: torch.device) -> None:
     """A wrong batching of the noise passes gradcheck, and shows here."""
-    mu, log_var = draw(*shapes[0]), draw(*shapes[1], seed=1)
-    forward = torch.func.jacfwd(with_key, (0, 1))(mu, log_var)
-    reverse = torch.func.jacrev(with_key, (0, 1))(mu, log_var)
+    mu, log_var = draw(*shapes[0], device=device), draw(*shapes[1], seed=1, device=device)
+    forward = torch.func.jacfwd(with_key(device), (0, 1))(mu, log_var)
+    reverse = torch.func.jacrev(with_key(device), (0, 1))(mu, log_var)
     for f, r in zip(forward, reverse, strict=True):
         torch.testing.assert_close(f, r)
 
 
-def test_gradcheck_of_all_modes() -> None:
-    mu, log_var = MU.clone().requires_grad_(), LOG_VAR.clone().requires_grad_()
+def test_gradcheck_of_all_modes(device: torch.device) -> None:
+    n = 1 if device.type == "cuda" else 5  # each element is many launches
+    mu, log_var = (t[:2, :n].clone().requires_grad_() for t in operands(device)[:2])
+    call = with_key(device)
     assert torch.autograd.gradcheck(
-        with_key, (mu, log_var), check_forward_ad=True, check_batched_grad=True,
+        call, (mu, log_var), check_forward_ad=True, check_batched_grad=True,
         check_batched_forward_grad=True,
     )  # fmt: skip
     assert torch.autograd.gradgradcheck(
-        with_key, (mu, log_var), check_fwd_over_rev=True, check_rev_over_rev=True,
+        call, (mu, log_var), check_fwd_over_rev=True, check_rev_over_rev=True,
         check_batched_grad=True,
     )  # fmt: skip
 
 
-def test_is_grads_batched(both_paths: str) -> None:
-    mu, log_var = MU.clone().requires_grad_(), LOG_VAR.clone().requires_grad_()
-    z = with_key(mu, log_var)
-    grads = draw(4, 3, 5, seed=7)
+def test_is_grads_batched(both_paths: str, device: torch.device) -> None:
+    mu, log_var, call = operands(device)
+    z = call(mu.requires_grad_(), log_var.requires_grad_())
+    grads = draw(4, 3, 5, seed=7, device=device)
     batched = torch.autograd.grad(z, (mu, log_var), grads, is_grads_batched=True, retain_graph=True)
     for i, grad in enumerate(grads):
         one = torch.autograd.grad(z, (mu, log_var), grad, retain_graph=True)
@@ -202,38 +220,44 @@ def test_is_grads_batched(both_paths: str) -> None:
             assert_same_bits(b[i], o)
 
 
-def test_per_example_gradients() -> None:
+def test_per_example_gradients(device: torch.device) -> None:
+    mu, log_var, _ = operands(device)
+
     def loss(log_var: Tensor, mu: Tensor, key: Tensor) -> Tensor:
         return fused_reparameterize(mu, log_var, key=key).square().sum()
 
-    keys = reparam_fused.split(KEY, 3)
-    each = torch.vmap(torch.func.grad(loss))(LOG_VAR, MU, keys)
+    keys = reparam_fused.split(KEY.to(device), 3)
+    each = torch.vmap(torch.func.grad(loss))(log_var, mu, keys)
     for i in range(3):
-        assert_same_bits(each[i], torch.func.grad(loss)(LOG_VAR[i], MU[i], keys[i]))
+        one = (t[i].cpu() for t in (log_var, mu, keys))
+        assert_as_on_cpu(each[i], torch.func.grad(loss)(*one))
 
 
-def test_no_silent_zeros_within_a_compiler() -> None:
+def test_no_silent_zeros_within_a_compiler(device: torch.device) -> None:
     """A traced op has a zero tangent: refused in one graph, and left to eager in several."""
+    mu, log_var, call = operands(device)
 
     def tangent(mu: Tensor, log_var: Tensor) -> Tensor:
-        result: Tensor = torch.func.jvp(with_key, (mu, log_var), (mu, log_var))[1]
+        result: Tensor = torch.func.jvp(call, (mu, log_var), (mu, log_var))[1]
         return result
 
-    expected = tangent(MU, LOG_VAR)
-    assert_same_bits(torch.compile(tangent, backend="eager")(MU, LOG_VAR), expected)
+    expected = tangent(mu, log_var)
+    assert_same_bits(torch.compile(tangent, backend="eager")(mu, log_var), expected)
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        torch.compile(tangent, backend="eager", fullgraph=True)(MU, LOG_VAR)
+        torch.compile(tangent, backend="eager", fullgraph=True)(mu, log_var)
     torch._dynamo.reset()
 
 
-def test_vmap_within_a_compiler() -> None:
+def test_vmap_within_a_compiler(device: torch.device) -> None:
+    sample = with_key(device)
+
     @torch.compile(backend="aot_eager", fullgraph=True)
     def call(mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
         drawn = torch.vmap(lambda m, v: fused_reparameterize(m, v), randomness="different")
-        return torch.vmap(with_key)(mu, log_var), drawn(mu, log_var)
+        return torch.vmap(sample)(mu, log_var), drawn(mu, log_var)
 
-    zero = torch.zeros(3, 5)
+    zero = torch.zeros(3, 5, device=device)
     fixed, drawn = call(zero, zero)
     assert_same_bits(fixed, reparam_fused.noise(KEY, 5).expand(3, 5))
     assert drawn.unique().numel() == 15
