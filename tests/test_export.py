@@ -15,7 +15,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from reparam_fused import fused_reparameterize
 
 KEY = key_of(19)
-MU, LOG_VAR = inputs(6, 8)
 
 
 class Sampler(torch.nn.Module):
@@ -23,41 +22,43 @@ class Sampler(torch.nn.Module):
         return fused_reparameterize(mu, log_var, key=key)
 
 
-def assert_draws(call: Callable[..., Tensor]) -> None:
+def assert_draws(call: Callable[..., Tensor], device: torch.device) -> None:
     """Fresh noise at every call, from the generator."""
+    mu, log_var = inputs(6, 8, device=device)
     torch.manual_seed(4)
-    first, second = call(MU, LOG_VAR), call(MU, LOG_VAR)
+    first, second = call(mu, log_var), call(mu, log_var)
     assert (first != second).all()
     torch.manual_seed(4)
-    assert_same_bits(call(MU, LOG_VAR), first)
+    assert_same_bits(call(mu, log_var), first)
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_with_a_key(strict: bool) -> None:
+def test_export_with_a_key(strict: bool, device: torch.device) -> None:
     """For any batch, and for a key that it was not traced with."""
     batch = {0: torch.export.Dim("batch")}
+    example = (*inputs(6, 8, device=device), key_of(1, device=device))
     program = torch.export.export(
-        Sampler(), (MU, LOG_VAR, key_of(1)), dynamic_shapes=(batch, batch, None), strict=strict
+        Sampler(), example, dynamic_shapes=(batch, batch, None), strict=strict
     )
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     buffer.seek(0)
     for again in (program, torch.export.load(buffer), program.run_decompositions()):
         for n in (6, 11):
-            mu, log_var = inputs(n, 8)
-            z = again.module()(mu, log_var, KEY)
-            assert_same_bits(z, fused_reparameterize(mu, log_var, key=KEY))
+            operands = (*inputs(n, 8), KEY)
+            z = again.module()(*(t.to(device) for t in operands))
+            assert_same_bits(z, Sampler()(*operands))
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_without_a_key(strict: bool) -> None:
-    program = torch.export.export(Sampler(), (MU, LOG_VAR), strict=strict)
-    assert_draws(program.module())
-    assert_draws(program.run_decompositions().module())
+def test_export_without_a_key(strict: bool, device: torch.device) -> None:
+    program = torch.export.export(Sampler(), inputs(6, 8, device=device), strict=strict)
+    assert_draws(program.module(), device)
+    assert_draws(program.run_decompositions().module(), device)
 
 
 @pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
-def test_make_fx(mode: str) -> None:
+def test_make_fx(mode: str, device: torch.device) -> None:
     def sample(mu: Tensor, log_var: Tensor) -> Tensor:
         return fused_reparameterize(mu, log_var)
 
@@ -67,21 +68,21 @@ def test_make_fx(mode: str) -> None:
         return result
 
     for call in (sample, gradient):
-        assert_draws(make_fx(call, tracing_mode=mode)(MU, LOG_VAR))
+        assert_draws(make_fx(call, tracing_mode=mode)(*inputs(6, 8, device=device)), device)
 
 
-def test_jit_trace() -> None:
+def test_jit_trace(device: torch.device) -> None:
     """Deprecated, and still right, with its gradient."""
+    mu, log_var = inputs(6, 8, device=device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn = torch.jit.trace(fused_reparameterize, (MU, LOG_VAR), check_trace=False)
+        drawn = torch.jit.trace(fused_reparameterize, (mu, log_var), check_trace=False)
         fixed = torch.jit.trace(
             lambda mu, log_var, key: fused_reparameterize(mu, log_var, key=key),
-            (MU, LOG_VAR, key_of(1)),
+            (mu, log_var, key_of(1, device=device)),
         )
-    assert_draws(drawn)
-    log_var = LOG_VAR.clone().requires_grad_()
-    z = fixed(MU, log_var, KEY)
-    assert_same_bits(z, fused_reparameterize(MU, LOG_VAR, key=KEY))
+    assert_draws(drawn, device)
+    z = fixed(mu, log_var.requires_grad_(), KEY.to(device))
+    assert_same_bits(z, fused_reparameterize(*inputs(6, 8), key=KEY))
     (grad,) = torch.autograd.grad(z.sum(), log_var)
-    torch.testing.assert_close(grad, 0.5 * (z - MU))
+    torch.testing.assert_close(grad, 0.5 * (z - mu))
