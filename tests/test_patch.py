@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ON_STAND_IN
 from helpers import assert_same_bits, count_patched
-from test_compile import BACKENDS
+from test_compile import compilers
 from test_functional import Marked
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -28,6 +29,7 @@ from reparam_fused import _ops, _patch, patch
 
 ORIGINAL = Normal.rsample
 VAE = "diffusers.models.autoencoders.vae"
+ALL_DEVICES = frozenset({"cpu", "cuda"})
 
 
 @pytest.fixture(autouse=True)
@@ -41,21 +43,27 @@ def nothing_stays() -> Iterator[None]:
 @pytest.fixture
 def fused(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The fused calls. Without the extension they are those of the reference path."""
-    monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
+    monkeypatch.setattr(_patch, "_DEVICES", ALL_DEVICES)
     return count_patched(monkeypatch)
 
 
-def parameters(*shape: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def parameters(
+    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     loc = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
     scale = torch.rand(shape, generator=generator, dtype=torch.float64).add(0.1).to(dtype)
-    return loc.requires_grad_(), scale.requires_grad_()
+    return loc.to(device).requires_grad_(), scale.to(device).requires_grad_()
+
+
+def rng_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def check_gradients(z: Tensor, loc: Tensor, scale: Tensor) -> None:
     """Against the eager line with the noise that z shows."""
     eps = ((z - loc) / scale).detach()
-    weight = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape)
+    weight = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).to(z.device)
     actual = torch.autograd.grad((z * weight).sum(), (loc, scale))
     expected = torch.autograd.grad(((loc + eps * scale) * weight).sum(), (loc, scale))
     for a, b in zip(actual, expected, strict=True):
@@ -65,10 +73,13 @@ def check_gradients(z: Tensor, loc: Tensor, scale: Tensor) -> None:
 @pytest.mark.parametrize("sample_shape", [(), (1,), (5,), (2, 3), (0,), (2, 0)])
 @pytest.mark.parametrize("shapes", [((), ()), ((4,), (4,)), ((3, 1), (4,)), ((0,), (1,))])
 def test_normal(
-    fused: list[Any], shapes: tuple[tuple[int, ...], ...], sample_shape: tuple[int, ...]
+    fused: list[Any],
+    shapes: tuple[tuple[int, ...], ...],
+    sample_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
-    loc, _ = parameters(*shapes[0])
-    _, scale = parameters(*shapes[1])
+    loc, _ = parameters(*shapes[0], device=device)
+    _, scale = parameters(*shapes[1], device=device)
     normal = Normal(loc, scale)
     expected = normal.rsample(sample_shape)
     with patch("normal"):
@@ -88,9 +99,10 @@ def test_dtypes_are_those_of_the_original(
     scale_dtype: torch.dtype,
     dims: int,
     sample_shape: tuple[int, ...],
+    device: torch.device,
 ) -> None:
-    loc, _ = parameters(*[4] * dims, dtype=dtype)
-    _, scale = parameters(*[4] * dims, dtype=scale_dtype)
+    loc, _ = parameters(*[4] * dims, dtype=dtype, device=device)
+    _, scale = parameters(*[4] * dims, dtype=scale_dtype, device=device)
     normal = Normal(loc, scale)
     with patch("normal"):
         z = normal.rsample(sample_shape)
@@ -98,18 +110,18 @@ def test_dtypes_are_those_of_the_original(
     assert len(fused) == (dims > 0 or dtype == scale_dtype)
 
 
-def test_numbers_and_parameters(fused: list[Any]) -> None:
-    with patch("normal"):
+def test_numbers_and_parameters(fused: list[Any], device: torch.device) -> None:
+    with patch("normal"), device:
         assert Normal(0.0, 1.0).rsample().shape == ()
         loc = torch.nn.Parameter(torch.zeros(3))
         Normal(loc, torch.ones(3)).rsample().sum().backward()
     assert len(fused) == 2
     assert loc.grad is not None
-    assert torch.equal(loc.grad, torch.ones(3))
+    assert torch.equal(loc.grad.cpu(), torch.ones(3))
 
 
-def test_the_seed_counts_and_calls_differ(fused: list[Any]) -> None:
-    normal = Normal(*parameters(50))
+def test_the_seed_counts_and_calls_differ(fused: list[Any], device: torch.device) -> None:
+    normal = Normal(*parameters(50, device=device))
     with patch("normal"):
         torch.manual_seed(1)
         first = [normal.rsample(), normal.rsample((2,))]
@@ -121,14 +133,14 @@ def test_the_seed_counts_and_calls_differ(fused: list[Any]) -> None:
     assert len(fused) == 4
 
 
-def test_statistics(fused: list[Any]) -> None:
+def test_statistics(fused: list[Any], device: torch.device) -> None:
     """Of each element, within 5 standard errors."""
     torch.manual_seed(0)
-    loc, scale = parameters(8)
-    n = 100_000
+    loc, scale = parameters(8, device=device)
+    n = 10_000 if ON_STAND_IN else 100_000
     with patch("normal"):
         z = Normal(loc, scale).rsample((n,)).detach()
-    eps = (z - loc.detach()) / scale.detach()
+    eps = ((z - loc.detach()) / scale.detach()).cpu()
     assert eps.mean(0).abs().max() < 5 / n**0.5
     assert (eps.square().mean(0) - 1).abs().max() < 5 * (2 / n) ** 0.5
     off_diagonal = eps.T @ eps / n - torch.eye(8, dtype=eps.dtype) * eps.square().mean(0)
@@ -136,8 +148,8 @@ def test_statistics(fused: list[Any]) -> None:
     assert len(fused) == 1
 
 
-def test_what_samples_through_normal(fused: list[Any]) -> None:
-    loc, scale = parameters(4, 3)
+def test_what_samples_through_normal(fused: list[Any], device: torch.device) -> None:
+    loc, scale = parameters(4, 3, device=device)
     with patch("normal"):
         assert LogNormal(loc, scale).rsample().min() > 0
         assert Independent(Normal(loc, scale), 1).rsample((2,)).shape == (2, 4, 3)
@@ -146,7 +158,7 @@ def test_what_samples_through_normal(fused: list[Any]) -> None:
     assert len(fused) == 4
 
 
-def test_a_subclass_with_its_own_method_keeps_it(fused: list[Any]) -> None:
+def test_a_subclass_with_its_own_method_keeps_it(fused: list[Any], device: torch.device) -> None:
     class Own(Normal):
         def rsample(self, sample_shape: Any = ()) -> Tensor:
             return self.loc
@@ -154,7 +166,7 @@ def test_a_subclass_with_its_own_method_keeps_it(fused: list[Any]) -> None:
     class Inherits(Normal):
         pass
 
-    loc, scale = parameters(3)
+    loc, scale = parameters(3, device=device)
     with patch("normal"):
         assert Own(loc, scale).rsample() is loc
         assert not fused
@@ -203,25 +215,26 @@ UNSUPPORTED: dict[str, Callable[[], tuple[Any, Any]]] = {
 
 @pytest.mark.parametrize("case", UNSUPPORTED)
 def test_the_unsupported_goes_to_the_original(
-    fused: list[Any], monkeypatch: pytest.MonkeyPatch, case: str
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch, case: str, device: torch.device
 ) -> None:
     normal, spy = Normal(0.0, 1.0), Spy()
-    normal.loc, normal.scale = UNSUPPORTED[case]()
-    state = torch.get_rng_state()
+    with device:
+        normal.loc, normal.scale = UNSUPPORTED[case]()
+    state = rng_state(device)
     with monkeypatch.context() as m:
         m.setattr(Normal, "rsample", spy.method())
         with patch("normal"):
             assert normal.rsample((2,)) is spy
     assert spy.calls == [((2,),)]
     assert not fused
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(rng_state(device), state)
 
 
 def test_without_a_kernel_the_original_is_faster(
-    fused: list[Any], monkeypatch: pytest.MonkeyPatch
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     monkeypatch.setattr(_patch, "_DEVICES", frozenset())
-    normal = Normal(*parameters(3))
+    normal = Normal(*parameters(3, device=device))
     torch.manual_seed(1)
     expected = normal.rsample()
     torch.manual_seed(1)
@@ -236,11 +249,11 @@ def test_devices_are_those_with_compiled_kernels() -> None:
     assert "meta" not in _patch._DEVICES
 
 
-def test_jit_traces_the_original(fused: list[Any]) -> None:
+def test_jit_traces_the_original(fused: list[Any], device: torch.device) -> None:
     def run(loc: Tensor, scale: Tensor) -> Tensor:
         return Normal(loc, scale, validate_args=False).rsample()
 
-    loc, scale = (t.detach() for t in parameters(4))
+    loc, scale = (t.detach() for t in parameters(4, device=device))
     with patch("normal"):
         traced = torch.jit.trace(run, (loc, scale), check_trace=False)
         assert not fused
@@ -249,9 +262,9 @@ def test_jit_traces_the_original(fused: list[Any]) -> None:
     assert len(fused) == 1
 
 
-def test_forward_mode_is_left_to_the_original(fused: list[Any]) -> None:
+def test_forward_mode_is_left_to_the_original(fused: list[Any], device: torch.device) -> None:
     """Which differentiates twice forward, and within torch.compile: the op does not."""
-    loc, scale = (t.detach() for t in parameters(4))
+    loc, scale = (t.detach() for t in parameters(4, device=device))
     with patch("normal"), forward_ad.dual_level():
         dual = forward_ad.make_dual(loc, torch.ones_like(loc))
         tangent = forward_ad.unpack_dual(Normal(dual, scale).rsample()).tangent
@@ -268,34 +281,37 @@ def test_forward_mode_is_left_to_the_original(fused: list[Any]) -> None:
         torch.testing.assert_close(twice(loc), loc.exp() * (loc + loc.square()))
 
 
-def test_a_default_device_is_no_subclass(fused: list[Any]) -> None:
-    with patch("normal"), torch.device("cpu"):
-        Normal(*parameters(4)).rsample()
+def test_a_default_device_is_no_subclass(fused: list[Any], device: torch.device) -> None:
+    loc, scale = parameters(4, device=device)
+    with patch("normal"), device:
+        Normal(loc, scale).rsample()
     assert len(fused) == 1
 
 
-def test_autocast(fused: list[Any]) -> None:
+def test_autocast(fused: list[Any], device: torch.device) -> None:
     torch.manual_seed(0)
-    encoder = torch.nn.Linear(5, 6)
-    x = torch.randn(7, 5)
+    encoder = torch.nn.Linear(5, 6).to(device)
+    x = torch.randn(7, 5).to(device)
 
     def run() -> Tensor:
         loc, scale = encoder(x).chunk(2, -1)
         return Normal(loc, torch.nn.functional.softplus(scale)).rsample((2,))
 
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device.type, dtype=torch.bfloat16):
         expected = run()
         with patch("normal"):
             z = run()
     assert len(fused) == 1
-    assert (z.dtype, z.shape) == (expected.dtype, expected.shape) == (torch.bfloat16, (2, 7, 3))
+    # softplus is one of the float32 ops there
+    dtype = torch.float32 if device.type == "cuda" else torch.bfloat16
+    assert (z.dtype, z.shape) == (expected.dtype, expected.shape) == (dtype, (2, 7, 3))
     z.float().sum().backward()
     assert encoder.bias.grad is not None
-    torch.testing.assert_close(encoder.bias.grad[:3], torch.full((3,), 14.0))
+    torch.testing.assert_close(encoder.bias.grad[:3].cpu(), torch.full((3,), 14.0))
 
 
-def test_vmap(fused: list[Any]) -> None:
-    loc, scale = (t.detach() for t in parameters(6, 3))
+def test_vmap(fused: list[Any], device: torch.device) -> None:
+    loc, scale = (t.detach() for t in parameters(6, 3, device=device))
 
     def noise(loc: Tensor, scale: Tensor) -> Tensor:
         return (Normal(loc, scale, validate_args=False).rsample((2,)) - loc) / scale
@@ -311,8 +327,8 @@ def test_vmap(fused: list[Any]) -> None:
     assert len(fused) == 3
 
 
-def test_grad_and_vmap_of_it(fused: list[Any]) -> None:
-    loc, scale = (t.detach() for t in parameters(6, 3))
+def test_grad_and_vmap_of_it(fused: list[Any], device: torch.device) -> None:
+    loc, scale = (t.detach() for t in parameters(6, 3, device=device))
 
     def loss(loc: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         z = Normal(loc, scale, validate_args=False).rsample()
@@ -332,10 +348,12 @@ def rsample_of(loc: Tensor, scale: Tensor) -> Tensor:
     return Normal(loc, scale, validate_args=False).rsample((2,))
 
 
-@BACKENDS
-def test_compiled_calls(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
-    monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
-    loc, scale = parameters(4, 3)
+@compilers("eager", "aot_eager", "inductor")
+def test_compiled_calls(
+    monkeypatch: pytest.MonkeyPatch, backend: str, device: torch.device
+) -> None:
+    monkeypatch.setattr(_patch, "_DEVICES", ALL_DEVICES)
+    loc, scale = parameters(4, 3, device=device)
     torch.compiler.reset()
     compiled = torch.compile(rsample_of, backend=backend, fullgraph=True)
     with patch("normal"):
@@ -347,9 +365,11 @@ def test_compiled_calls(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     check_gradients(first, loc, scale)
 
 
-def test_what_is_compiled_follows_the_patch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_compiled_follows_the_patch(
+    monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
     """Back to the original after the undoing, and no compilation for a second patch."""
-    monkeypatch.setattr(_patch, "_DEVICES", frozenset({"cpu"}))
+    monkeypatch.setattr(_patch, "_DEVICES", ALL_DEVICES)
     graphs = []
 
     def record(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -359,7 +379,7 @@ def test_what_is_compiled_follows_the_patch(monkeypatch: pytest.MonkeyPatch) -> 
     torch.compiler.reset()
     backend = aot_autograd(fw_compiler=record, bw_compiler=lambda graph, _: graph.forward)
     compiled = torch.compile(rsample_of, backend=backend, fullgraph=True)
-    loc, scale = parameters(4)
+    loc, scale = parameters(4, device=device)
     with patch("normal"):
         compiled(loc, scale)
         with patch("normal"):
@@ -426,16 +446,17 @@ def test_undone_within_the_block() -> None:
         pass
 
 
-def test_threads() -> None:
+def test_threads(device: torch.device) -> None:
     """Patches come and go in all of them; whoever holds one finds it in force."""
-    loc, scale = (t.detach() for t in parameters(8))
+    loc, scale = (t.detach() for t in parameters(8, device=device))
+    rounds = 10 if ON_STAND_IN else 300
     start = threading.Barrier(8)
 
     def work(seed: int) -> None:
         order = random.Random(seed)
         start.wait()
         held = []
-        for _ in range(300):
+        for _ in range(rounds):
             if held and order.random() < 0.5:
                 held.pop(order.randrange(len(held))).undo()
             else:
@@ -466,9 +487,9 @@ def test_one_patch_undone_by_two_threads_counts_once() -> None:
 
 
 def test_somebody_elses_wrapper_is_left_alone(
-    fused: list[Any], monkeypatch: pytest.MonkeyPatch
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
-    normal, seen = Normal(*parameters(3)), []
+    normal, seen = Normal(*parameters(3, device=device)), []
     p = patch("normal")
     ours = Normal.rsample
 
@@ -566,13 +587,13 @@ def diffusers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return vae
 
 
-def latents() -> Tensor:
+def latents(device: torch.device | str = "cpu") -> Tensor:
     generator = torch.Generator().manual_seed(5)
-    return torch.randn(2, 8, 4, 4, generator=generator, dtype=torch.float64)
+    return torch.randn(2, 8, 4, 4, generator=generator, dtype=torch.float64).to(device)
 
 
-def test_diffusers(fused: list[Any], diffusers: ModuleType) -> None:
-    posterior = Latents(latents().requires_grad_())
+def test_diffusers(fused: list[Any], diffusers: ModuleType, device: torch.device) -> None:
+    posterior = Latents(latents(device).requires_grad_())
     original = Latents.sample
     with patch("diffusers"):
         assert Normal.rsample is ORIGINAL
@@ -580,10 +601,10 @@ def test_diffusers(fused: list[Any], diffusers: ModuleType) -> None:
         z = posterior.sample()
         torch.manual_seed(2)
         assert_same_bits(posterior.sample().detach(), z.detach())
-        generator = torch.Generator().manual_seed(2)
-        state = torch.get_rng_state()
+        generator = torch.Generator(device).manual_seed(2)
+        state = rng_state(device)
         drawn = posterior.sample(generator)
-        assert torch.equal(torch.get_rng_state(), state)
+        assert torch.equal(rng_state(device), state)
         assert_same_bits(posterior.sample(generator=generator.manual_seed(2)), drawn)
     assert vars(Latents)["sample"] is original
     assert len(fused) == 4
@@ -600,12 +621,16 @@ def test_diffusers(fused: list[Any], diffusers: ModuleType) -> None:
     "case", ["deterministic", "list", "device", "kernel", "number", "after the undoing"]
 )
 def test_diffusers_leaves_the_rest_to_the_original(
-    fused: list[Any], diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str
+    fused: list[Any],
+    diffusers: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+    device: torch.device,
 ) -> None:
-    posterior = Latents(latents(), deterministic=case == "deterministic")
+    posterior = Latents(latents(device), deterministic=case == "deterministic")
     generator: Any = {
-        "list": [torch.Generator(), torch.Generator()],
-        "device": torch.Generator(),
+        "list": [torch.Generator(device), torch.Generator(device)],
+        "device": torch.Generator(device),
         "number": 3,
     }.get(case)
     if case == "device":
@@ -622,8 +647,8 @@ def test_diffusers_leaves_the_rest_to_the_original(
     assert not fused
 
 
-def test_diffusers_kl(diffusers: ModuleType, dtype: torch.dtype) -> None:
-    parameters = latents().to(dtype).requires_grad_()
+def test_diffusers_kl(diffusers: ModuleType, dtype: torch.dtype, device: torch.device) -> None:
+    parameters = latents(device).to(dtype).requires_grad_()
     posterior = Latents(parameters)
     original = Latents.kl
     with patch("diffusers"):
@@ -641,10 +666,10 @@ def test_diffusers_kl(diffusers: ModuleType, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", ["deterministic", "other", "kernel", "after the undoing"])
 def test_diffusers_kl_leaves_the_rest_to_the_original(
-    diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str
+    diffusers: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str, device: torch.device
 ) -> None:
-    posterior = Latents(latents(), deterministic=case == "deterministic")
-    other = Latents(latents()) if case == "other" else None
+    posterior = Latents(latents(device), deterministic=case == "deterministic")
+    other = Latents(latents(device)) if case == "other" else None
     if case == "kernel":
         monkeypatch.setattr(_patch, "_DEVICES", frozenset())
     p = patch("diffusers")
