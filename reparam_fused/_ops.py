@@ -121,12 +121,29 @@ def _warn_reference(device_type: str) -> None:
         )
 
 
+def _check_form(form: str = "log_var", *_: Any) -> None:
+    """As csrc/call.h checks it, before anything is drawn."""
+    if form not in ("log_var", "std"):
+        raise RuntimeError(f"reparam_fused: expected form to be log_var or std, got {form}")
+
+
+def _check_backward(scale: Tensor | None, form: str = "log_var", *_: Any) -> None:
+    _check_form(form)
+    if (scale is not None) != (form == "log_var"):
+        raise RuntimeError(
+            "reparam_fused: sample_backward takes a scale in the form log_var, and none in the "
+            "form std"
+        )
+
+
 def _sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
+    _check_form(*options)
     _warn_reference(mu.device.type)
     return reference.sample_from_key(mu, scale, key, *options)
 
 
 def _sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
+    _check_backward(scale, *options)
     _warn_reference(grad_z.device.type)
     return reference.sample_backward(grad_z, scale, key, *options)
 
@@ -149,6 +166,7 @@ def _kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
 def _sample(
     mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
+    _check_form(form)
     fake = torch.add(mu.to("meta"), scale.to("meta"))
     key = _draw.draw_key(mu.device, generator, _draw.blocks(fake.numel(), fake.dtype))
     return sample_from_key(mu, scale, key, form), key
@@ -176,6 +194,7 @@ library.impl("kl_divergence_backward", _kl_divergence_backward, "CompositeExplic
 def _triton_sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     from . import triton_kernels
 
+    _check_form(*options)
     return triton_kernels.sample_from_key(mu, scale, key, *options)
 
 
@@ -184,6 +203,7 @@ def _triton_sample(
 ) -> tuple[Tensor, Tensor]:
     from . import triton_kernels
 
+    _check_form(form)
     return triton_kernels.sample(mu, scale, generator, form)
 
 
@@ -192,6 +212,7 @@ def _triton_sample_backward(
 ) -> Tensor:
     from . import triton_kernels
 
+    _check_backward(scale, *options)
     return triton_kernels.sample_backward(grad_z, scale, key, *options)
 
 

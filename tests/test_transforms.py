@@ -88,9 +88,11 @@ def test_vmap_within_vmap_and_batches_of_keys(device: torch.device) -> None:
     assert_same_bits(noise, reparam_fused.noise(keys[0], 3, 5))
 
 
-def test_vmap_of_noise() -> None:
+def test_vmap_of_noise(device: torch.device) -> None:
     """A batch of keys, wherever it lies; blocks have no place of their own in the batch."""
-    keys = reparam_fused.split(KEY, 12).view(3, 4, 2)
+    key = KEY.to(device)
+    mu, log_var = draw(3, 5, device=device), draw(3, 5, seed=1, device=device)
+    keys = reparam_fused.split(key, 12).view(3, 4, 2)
     rows = torch.vmap(lambda k: reparam_fused.noise(k, 4, 5), in_dims=1)(keys[:, 0].T)
     assert_same_bits(rows, reparam_fused.noise(keys[:, 0], 3, 4, 5))
     within = torch.vmap(torch.vmap(lambda k: reparam_fused.noise(k, 5)), in_dims=1)(keys)
@@ -99,12 +101,12 @@ def test_vmap_of_noise() -> None:
     for call in (
         lambda k: reparam_fused.noise(k, 4, 5, **block),
         lambda k: reparam_fused.noise(k[None], 4, 5, **block),
-        lambda k: fused_reparameterize(MU[0, :1].expand(4, 5), LOG_VAR[0], key=k, **block),
+        lambda k: fused_reparameterize(mu[0, :1].expand(4, 5), log_var[0], key=k, **block),
     ):
         each = torch.stack([call(k) for k in keys[0]])
         assert_same_bits(torch.vmap(call)(keys[0]), each)
-    fixed = torch.vmap(lambda x: x + reparam_fused.noise(KEY, 5, dtype=torch.float64))(MU)
-    assert_same_bits(fixed, MU + reparam_fused.noise(KEY, 5, dtype=torch.float64))
+    fixed = torch.vmap(lambda x: x + reparam_fused.noise(key, 5, dtype=torch.float64))(mu)
+    assert_same_bits(fixed, mu + reparam_fused.noise(key, 5, dtype=torch.float64))
 
 
 def test_vmap_randomness_modes(device: torch.device) -> None:
