@@ -20,6 +20,7 @@ tensor, of whose noise it takes its part.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -121,34 +122,81 @@ def _warn_reference(device_type: str) -> None:
         )
 
 
+# What csrc/call.h checks of a direct call, for the kernels in Python
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise RuntimeError(f"reparam_fused: {message}")
+
+
 def _check_form(form: str = "log_var", *_: Any) -> None:
-    """As csrc/call.h checks it, before anything is drawn."""
-    if form not in ("log_var", "std"):
-        raise RuntimeError(f"reparam_fused: expected form to be log_var or std, got {form}")
+    _require(form in ("log_var", "std"), f"expected form to be log_var or std, got {form}")
 
 
 def _check_backward(scale: Tensor | None, form: str = "log_var", *_: Any) -> None:
     _check_form(form)
-    if (scale is not None) != (form == "log_var"):
-        raise RuntimeError(
-            "reparam_fused: sample_backward takes a scale in the form log_var, and none in the "
-            "form std"
+    _require(
+        (scale is not None) == (form == "log_var"),
+        "sample_backward takes a scale in the form log_var, and none in the form std",
+    )
+
+
+def _check_place(
+    shape: Sequence[int],
+    key: Tensor,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> None:
+    """A key for each slice of an output of this shape, and a block within the whole."""
+    batch = key.shape[:-1]
+    _require(
+        key.dtype == torch.uint64
+        and tuple(key.shape[-1:]) == (2,)
+        and len(batch) <= len(shape)
+        and all(k in (1, n) for k, n in zip(batch, shape, strict=False)),
+        f"expected a uint64 key of shape (2,) or (*batch, 2) for {tuple(shape)}, "
+        f"got {key.dtype} {tuple(key.shape)}",
+    )
+    _require(
+        (global_shape is None) == (global_offset is None),
+        "expected global_shape and global_offset, or neither",
+    )
+    if global_shape is None or global_offset is None:
+        return
+    _require(
+        len(global_shape) == len(global_offset) == len(shape),
+        f"expected global_shape and global_offset to have the {len(shape)} dimensions of the "
+        "output",
+    )
+    for d, (n, first, whole) in enumerate(zip(shape, global_offset, global_shape, strict=True)):
+        _require(
+            0 <= first <= whole - n,
+            f"dimension {d} of the output, {n} from {first}, is not within {whole}",
         )
+    _require(
+        math.prod(global_shape) < 2**63,
+        f"expected global_shape to have less than 2^63 elements, got {tuple(global_shape)}",
+    )
 
 
 def _sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
     _check_form(*options)
+    _check_place(torch.broadcast_shapes(mu.shape, scale.shape), key, *options[1:])
     _warn_reference(mu.device.type)
     return reference.sample_from_key(mu, scale, key, *options)
 
 
 def _sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:
     _check_backward(scale, *options)
+    shape = grad_z.shape if scale is None else torch.broadcast_shapes(grad_z.shape, scale.shape)
+    _check_place(shape, key, *options[1:])
     _warn_reference(grad_z.device.type)
     return reference.sample_backward(grad_z, scale, key, *options)
 
 
 def _noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
+    _check_place(size, key, *block)
     _warn_reference(key.device.type)
     return reference.noise(key, torch.Size(size), dtype, *block).to(dtype).contiguous()
 
@@ -195,6 +243,7 @@ def _triton_sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: An
     from . import triton_kernels
 
     _check_form(*options)
+    _check_place(torch.broadcast_shapes(mu.shape, scale.shape), key, *options[1:])
     return triton_kernels.sample_from_key(mu, scale, key, *options)
 
 
@@ -213,12 +262,15 @@ def _triton_sample_backward(
     from . import triton_kernels
 
     _check_backward(scale, *options)
+    shape = grad_z.shape if scale is None else torch.broadcast_shapes(grad_z.shape, scale.shape)
+    _check_place(shape, key, *options[1:])
     return triton_kernels.sample_backward(grad_z, scale, key, *options)
 
 
 def _triton_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
     from . import triton_kernels
 
+    _check_place(size, key, *block)
     return triton_kernels.noise(key, size, dtype, *block)
 
 

@@ -56,6 +56,7 @@ def stand_in() -> Iterator[StandIn]:
     gpu.reset()
     yield gpu
     gpu.reset()
+    torch.cuda.set_stream(torch.cuda.default_stream(0))  # a capture that failed leaves its own
 
 
 @pytest.fixture

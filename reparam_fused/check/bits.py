@@ -15,8 +15,7 @@ from reparam_fused import _ops, reference, split
 
 from .parts import assert_same_bits, bits_of, extremes, inputs, key_of, poisoned_memory, require
 
-# An op, its operands and its options
-Case: TypeAlias = tuple[str, tuple[Any, ...], tuple[Any, ...]]
+Case: TypeAlias = tuple[str, tuple[Any, ...], tuple[Any, ...]]  # op, operands, options
 
 # SHA-256 of the bits of all cases, computed by reference.py
 DIGESTS = {
@@ -70,8 +69,7 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
         yield from (("kl_divergence", pair, ()), ("kl_divergence_backward", pair, ()))
         key = key_of(SEED, OFFSETS[i % len(OFFSETS)])
         draws += [(pair, key, ()), (pair, key, ("std",))]
-    # enough that the last bit of a coefficient shows
-    n = 2**20 + 3 if dtype == torch.float32 else 2**18 + 3
+    n = 2**20 + 3 if dtype == torch.float32 else 2**18 + 3  # a coefficient's last bit shows
     draws.append((inputs(n, dtype=dtype, spread=8.0), key, ()))
     for batch in ((6,), (6, 8), (6, 1), (1, 8), (6, 8, 64)):
         keys = split(key, math.prod(batch)).reshape(*batch, 2)
@@ -128,9 +126,9 @@ def digest(results: Iterable[Tensor]) -> str:
     return state.hexdigest()
 
 
-def values(device: torch.device, dtype: torch.dtype, ops: Any = _ops) -> str:
+def values(device: torch.device, dtype: torch.dtype) -> str:
     """All cases against reference.py, and against what it gave where it was written."""
-    results = [compare(case, device, ops) for case in cases(dtype)]
+    results = [compare(case, device) for case in cases(dtype)]
     if dtype != torch.float64:
         got, expected = digest(results), DIGESTS[dtype]
         require(got == expected, f"sha256 {got}, expected {expected}")
