@@ -17,6 +17,8 @@ from reparam_fused.check import parts
 
 # tests/gpu/run.py has put a stand-in GPU under this process.
 ON_STAND_IN = ACTIVE in os.environ
+if ON_STAND_IN:
+    attach()
 HAS_GPU = ON_STAND_IN or torch.cuda.is_available()
 DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 

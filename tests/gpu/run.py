@@ -30,6 +30,7 @@ def environment(folder: Path, triton: bool) -> dict[str, str]:
     return {
         **os.environ,
         ACTIVE: str(folder),
+        "PYTHONSAFEPATH": "1",  # the checkout has no extension
         "LD_PRELOAD": str(runtime),
         "LD_LIBRARY_PATH": str(folder),
         "TRITON_LIBCUDA_PATH": str(folder),
@@ -48,7 +49,7 @@ def start(arguments: argparse.Namespace) -> None:
         # Not an error: a machine without CUDA's headers tests what it can.
         print(f"no stand-in GPU: {reason}")
         return
-    command = [sys.executable, "-P", str(Path(__file__)), *sys.argv[1:]]
+    command = [sys.executable, str(Path(__file__)), *sys.argv[1:]]
     os.execve(sys.executable, command, environment(folder, arguments.triton))
 
 
