@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,22 @@ from reparam_fused.check.parts import assert_same_bits as assert_same_bits
 from reparam_fused.check.parts import extremes as extremes
 from reparam_fused.check.parts import inputs as inputs
 from reparam_fused.check.parts import key_of as key_of
+
+# Ops of two operands and a key, for any device. Those without noise make no use of the key, and
+# noise looks at the first operand's shape and dtype alone.
+OPS: dict[str, Callable[..., Tensor]] = {
+    "sample": _ops.sample_from_key,
+    "sample_backward": _ops.sample_backward,
+    "noise": lambda x, scale, key, form="log_var", *block: _ops.noise(
+        key, x.shape, x.dtype, *block
+    ),
+    "kl_divergence": lambda mu, log_var, *_: _ops.kl_divergence(mu, log_var),
+    "kl_divergence_backward": lambda grad, log_var, *_: _ops.kl_divergence_backward(grad, log_var),
+}
+# With a scale, in either form; with a key; with operands
+SCALED_OPS = ("sample", "sample_backward")
+NOISY_OPS = (*SCALED_OPS, "noise")
+READING_OPS = (*SCALED_OPS, "kl_divergence", "kl_divergence_backward")
 
 needs_kernels = pytest.mark.skipif(
     _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"

@@ -8,6 +8,7 @@ Needs nvcc, and nvdisasm, which comes with the triton wheel.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -156,6 +157,21 @@ def _reachable(start: list[int], edges: list[list[int]]) -> set[int]:
     return seen
 
 
+def has_nvcc() -> bool:
+    return shutil.which("nvcc") is not None
+
+
+def nvcc(*arguments: str | Path) -> str:
+    """Compile, as the build does; what ptxas reports."""
+    # which needs no stand-in GPU (gpu/run.py)
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    command = ["nvcc", "-std=c++17", "-O3", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    return done.stderr
+
+
 def nvdisasm() -> str | None:
     """The disassembler of the triton wheel, or of a toolkit."""
     try:
@@ -178,15 +194,10 @@ def compile_kernels(arch: int, op: str) -> list[Kernel]:
     """One .cu file for one architecture, as the build compiles it."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        built = subprocess.run(
-            ["nvcc", "-cubin", f"-arch=sm_{arch}", "-std=c++17", "-O3", "-Xptxas", "-v",
-             str(ROOT / "csrc" / "cuda" / f"{op}.cu"), "-o", str(cubin)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if built.returncode != 0:
-            raise RuntimeError(built.stderr)
+        source = ROOT / "csrc" / "cuda" / f"{op}.cu"
+        report = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", source, "-o", cubin)
         listing = disassemble(cubin)
-    return _parse(listing, built.stderr)
+    return _parse(listing, report)
 
 
 def _parse(listing: str, ptxas_report: str) -> list[Kernel]:

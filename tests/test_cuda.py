@@ -1,64 +1,70 @@
-"""The CUDA kernels without a GPU: launches recorded, PTX executed, bits as on the CPU."""
+"""The CUDA kernels on the stand-in GPU, for every architecture: bits as on the CPU, and traffic.
+
+The binding, the choice of a kernel and its launch are the installed extension's; the kernel is what
+nvcc makes of csrc/cuda for an architecture here. Of the four of them 80 differs from 90 by the
+clamp alone, and 120 from 100 by its name, so that MAIN takes every test and the others a part.
+"""
 
 from __future__ import annotations
 
-import functools
-import re
-from pathlib import Path
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable
 
-import gpu_run
+import machine_code
 import numpy as np
 import pytest
 import torch
 from digest import extremes
-from gpu_run import (
-    ARCHS,
-    BLOCK,
-    CPU_OPS,
-    FEW_BLOCKS,
+from gpu.stand_in import StandIn
+from gpu_run import BLOCK, FEW_BLOCKS, Gpu, Result, WholeGrid, Window
+from helpers import (
     NOISY_OPS,
+    OPS,
     READING_OPS,
     SCALED_OPS,
-    Dims,
-    GeneratorState,
-    Gpu,
-    Launch,
-    WholeGrid,
-    dimensions,
-    make_problem,
-    numbered,
-    run,
+    assert_same_bits,
+    inputs,
+    key_of,
+    needs_cuda_build,
+    needs_kernels,
 )
-from helpers import assert_same_bits, inputs, key_of, needs_cuda_build, needs_kernels
-from ptx import Machine, Memory, Stats
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import reparam_fused
 from reparam_fused import _ops
 
-pytestmark = [
-    needs_kernels,
-    pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
-]
+pytestmark = needs_kernels
+needs_cuda_extension = pytest.mark.skipif(
+    _ops.cuda_extension is None,
+    reason=f"the CUDA extension is not built: {_ops.cuda_missing_reason}",
+)
 
+MAIN = 90
+ARCHS = (MAIN, 80, 100, 120)
 # Elements of one full block of the kernel for contiguous tensors
 PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torch.bfloat16: 4096}
 
 
-@pytest.fixture(scope="session")
-def gpu(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
-    return Gpu(tmp_path_factory.mktemp("gpu"))
+def on(stand_in: StandIn, arch: int) -> Gpu:
+    if _ops.cuda_extension is None:
+        pytest.skip(f"not on the CUDA extension: {_ops.cuda_missing_reason}")
+    if not machine_code.has_nvcc():
+        pytest.skip("no nvcc to compile the CUDA kernels with")
+    return Gpu(stand_in, arch)
+
+
+@pytest.fixture
+def gpu(stand_in: StandIn) -> Gpu:
+    return on(stand_in, MAIN)
 
 
 @pytest.fixture(params=ARCHS, ids=lambda arch: f"compute_{arch}")
-def arch(request: pytest.FixtureRequest) -> int:
-    value: int = request.param
-    return value
+def each_gpu(stand_in: StandIn, request: pytest.FixtureRequest) -> Gpu:
+    return on(stand_in, request.param)
 
 
-@pytest.fixture(params=CPU_OPS)
+@pytest.fixture(params=OPS)
 def op(request: pytest.FixtureRequest) -> str:
     value: str = request.param
     return value
@@ -70,35 +76,78 @@ def noisy_op(request: pytest.FixtureRequest) -> str:
     return value
 
 
-def assert_as_on_the_cpu(result: gpu_run.Result, op: str, *arguments: Tensor) -> None:
+def assert_as_on_the_cpu(result: Result, op: str, *arguments: object) -> None:
     """Bits, in float64 too: the kernels are the same headers, though only ULPs are promised."""
-    assert_same_bits(result.out, CPU_OPS[op](*arguments))
+    assert_same_bits(result.out, OPS[op](*arguments))
 
 
-def test_sizes(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def per_counter(dtype: torch.dtype) -> int:
+    return 2 if dtype == torch.float64 else 4
+
+
+def test_sizes(each_gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     """Whole vectors, tails of every length, one block and several."""
     block = PER_BLOCK[dtype] // 4  # with one vector a thread
     sizes = [*range(1, 18), *range(block - 1, block + 9), 2 * block, 65539]
+    if each_gpu.arch != MAIN:
+        sizes = [1, 7, 17, block - 1, block + 3, 4099]
     for n in sizes:
         x, log_var = inputs(n, dtype=dtype, seed=n)
         key = key_of(0x9E3779B97F4A7C15 + n, 2**32 - 7)
-        result = run(gpu, arch, op, x, log_var, key)
-        assert result.launch.name.form == "whole"
-        assert result.launch.grid == WholeGrid(n, dtype.itemsize).blocks
+        result = each_gpu.run(op, x, log_var, key)
+        assert result.name.form == "whole"
+        assert result.run.grid == (WholeGrid(n, dtype.itemsize).blocks, 1, 1)
+        assert result.run.block == (BLOCK, 1, 1)
         assert_as_on_the_cpu(result, op, x, log_var, key)
 
 
 @pytest.mark.parametrize("offset", [2**32 - 7, 2**63 - 3, 2**64 - 1, 2**64 - 300])
-def test_offsets_carry_and_wrap(
-    gpu: Gpu, arch: int, noisy_op: str, offset: int, dtype: torch.dtype
-) -> None:
+def test_offsets_carry_and_wrap(gpu: Gpu, noisy_op: str, offset: int, dtype: torch.dtype) -> None:
     for n in (PER_BLOCK[dtype], 33):
         x, log_var = inputs(n, dtype=dtype)
         key = key_of(2**64 - 59, offset)
-        assert_as_on_the_cpu(run(gpu, arch, noisy_op, x, log_var, key), noisy_op, x, log_var, key)
+        assert_as_on_the_cpu(gpu.run(noisy_op, x, log_var, key), noisy_op, x, log_var, key)
 
 
-def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def run_blocks(
+    gpu: Gpu,
+    op: str,
+    dtype: torch.dtype,
+    numel: int,
+    blocks: Iterable[range],
+    *,
+    values: tuple[Tensor, Tensor] | None = None,
+    offset: int = 2**64 - 2**31,  # wraps within the tensor
+    form: str = "log_var",
+) -> Result:
+    """These blocks of a contiguous tensor, to the bits of the CPU."""
+    grid = WholeGrid(numel, dtype.itemsize)
+    x, scale = (torch.empty(numel, dtype=dtype, device="cuda") for _ in range(2))
+    windows = [Window(some, grid.elements(some)) for some in blocks]
+    values = values or inputs(2**16, dtype=dtype, seed=3)
+    result, expected = gpu.windows(op, x, scale, windows, values, offset=offset, form=form)
+    assert (result.kind, result.run.grid[0]) == (("whole", 64), grid.blocks)
+    assert_same_bits(result.out, expected)
+    return result
+
+
+def test_full_blocks(each_gpu: Gpu, op: str, dtype: torch.dtype) -> None:
+    """Where there are enough: what they leave by vectors, and what is left of a vector."""
+    block = PER_BLOCK[dtype]
+    numel = FEW_BLOCKS * block
+    carry = 2**64 - numel // per_counter(dtype) + 3  # the offset wraps in the last full block
+    rests = [0, 1, 16 // dtype.itemsize + 1, block // 4, block // 2 + 3, block - 1]
+    for rest in rests if each_gpu.arch == MAIN else rests[-2:]:
+        blocks = range(FEW_BLOCKS - 1, WholeGrid(numel + rest, dtype.itemsize).blocks)
+        for form in ("log_var", "std") if op in SCALED_OPS else ("log_var",):
+            run_blocks(each_gpu, op, dtype, numel + rest, [blocks], offset=carry, form=form)
+    # with an element less every thread takes one vector
+    last = WholeGrid(numel - 1, dtype.itemsize).blocks
+    result = run_blocks(each_gpu, op, dtype, numel - 1, [range(last - 2, last)])
+    assert result.run.grid[0] >= 4 * FEW_BLOCKS
+
+
+def test_extreme_and_non_finite_values(each_gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     """In full blocks and in the rest."""
     log_var = extremes(dtype).repeat(6)
     block = PER_BLOCK[dtype]
@@ -106,16 +155,15 @@ def test_extreme_and_non_finite_values(gpu: Gpu, arch: int, op: str, dtype: torc
     assert full > 0
     for x in (0.0, 1.0, float("inf"), float("nan")):
         x_tensor = torch.full_like(log_var, x)
-        result = run(gpu, arch, op, x_tensor, log_var, key_of(1))
+        result = each_gpu.run(op, x_tensor, log_var, key_of(1))
         assert_as_on_the_cpu(result, op, x_tensor, log_var, key_of(1))
-        values = x_tensor[: full * block], log_var[: full * block]
         blocks = range(FEW_BLOCKS - full, FEW_BLOCKS)
-        window = run_blocks(gpu, arch, op, dtype, FEW_BLOCKS * block, blocks, values=values)
-        assert_same_bits(window.out, window.expected)
+        values = x_tensor, log_var
+        run_blocks(each_gpu, op, dtype, FEW_BLOCKS * block, [blocks], values=values)
 
 
 @pytest.mark.parametrize("op", READING_OPS)
-def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def test_layouts(each_gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     """Views are read where they lie: by vectors where their runs allow, else by elements."""
     x, log_var = inputs(3, 10, 7, 16, dtype=dtype)
     wide, _ = inputs(6, 10, 32, dtype=dtype, seed=5)
@@ -138,28 +186,28 @@ def test_layouts(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
     ]
     key = key_of(11, 2**32 - 3)
     for form, (a, b) in views:
-        result = run(gpu, arch, op, a, b, key)
+        result = each_gpu.run(op, a, b, key)
         if form.startswith("permuted ") and op not in NOISY_OPS:
-            form, bits = "whole", 64  # memory has an order of its own
+            kind = ("whole", 64)  # memory has an order of its own
         else:
-            form, bits = form.removeprefix("permuted "), 32
-        assert (result.launch.name.form, result.launch.name.index_bits) == (form, bits)
+            kind = (form.removeprefix("permuted "), 32)
+        assert result.kind == kind
         assert_as_on_the_cpu(result, op, a, b, key)
 
 
-def test_batched_keys(gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype) -> None:
+def test_batched_keys(gpu: Gpu, noisy_op: str, dtype: torch.dtype) -> None:
     """Slices of one counter and of several, in numbers that are and are not powers of two."""
     shapes = [(5, 16), (3, 72), (5, 7), (3, 19), (4, 1)]
     for form, shape in zip(["rows"] * 2 + ["elements"] * 3, shapes, strict=True):
         keys = reparam_fused.split(key_of(17, 2**64 - 1), shape[0])
         x, log_var = inputs(*shape, dtype=dtype)
-        result = run(gpu, arch, noisy_op, x, log_var, keys)
-        assert result.launch.name.form == form
+        result = gpu.run(noisy_op, x, log_var, keys)
+        assert result.name.form == form
         assert_as_on_the_cpu(result, noisy_op, x, log_var, keys)
 
 
 @pytest.mark.parametrize("op", SCALED_OPS)
-def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def test_std(each_gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     """The other form of the scale: tails, views, batched keys, extreme values.
 
     Its gradient reads grad_z alone: what the PTX loads in place of the scale, and does not use,
@@ -174,10 +222,10 @@ def test_std(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
         ("elements", *inputs(5, 7, dtype=dtype), reparam_fused.split(key_of(17), 5)),
     ]
     for kernel, a, b, key in cases:
-        result = run(gpu, arch, op, a, b if op == "sample" else a, key, form="std")
-        assert (result.launch.name.form, result.launch.name.scale) == (kernel, "Std")
         arguments = (a, b if op == "sample" else None, key, "std")
-        assert_same_bits(result.out, CPU_OPS[op](*arguments))
+        result = each_gpu.run(op, *arguments)
+        assert (result.name.form, result.name.scale) == (kernel, "Std")
+        assert_as_on_the_cpu(result, op, *arguments)
 
 
 # The kernel, global_shape, global_offset, shape
@@ -195,329 +243,183 @@ BLOCKS = [
 ]
 
 
-@pytest.mark.parametrize(("kernel", "whole", "offset", "shape"), BLOCKS)
-def test_blocks(
-    gpu: Gpu,
-    arch: int,
-    noisy_op: str,
-    kernel: str,
-    whole: tuple[int, ...],
-    offset: tuple[int, ...],
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-) -> None:
+def test_blocks(gpu: Gpu, noisy_op: str, dtype: torch.dtype) -> None:
     """Each element has the noise of its place in the whole."""
-    x, scale = inputs(*shape, dtype=dtype)
-    key = key_of(77, 2**32 - 9)
-    result = run(gpu, arch, noisy_op, x, scale, key, block=(whole, offset))
-    assert result.launch.name.form == kernel
-    assert_same_bits(result.out, CPU_OPS[noisy_op](x, scale, key, "log_var", whole, offset))
+    for kernel, whole, offset, shape in BLOCKS:
+        x, scale = inputs(*shape, dtype=dtype)
+        arguments = (x, scale, key_of(77, 2**32 - 9), "log_var", whole, offset)
+        result = gpu.run(noisy_op, *arguments)
+        assert result.name.form == kernel
+        assert_as_on_the_cpu(result, noisy_op, *arguments)
 
 
-def test_a_block_far_out_with_batched_keys(
-    gpu: Gpu, arch: int, noisy_op: str, dtype: torch.dtype
-) -> None:
+def test_a_block_far_out_with_batched_keys(gpu: Gpu, noisy_op: str, dtype: torch.dtype) -> None:
     for kernel, whole, offset, shape in (
         ("rows", (9, 2**30, 2**20), (4, 2**29 + 1, 2**19), (3, 2, 16)),
         ("elements", (9, 2**30, 2**20), (4, 2**29 + 1, 2**19 + 7), (3, 2, 9)),
     ):
         x, scale = inputs(*shape, dtype=dtype)
         keys = reparam_fused.split(key_of(77, 2**64 - 3), 6)[::2]  # read where they lie
-        result = run(gpu, arch, noisy_op, x, scale, keys, block=(whole, offset))
-        assert result.launch.name.form == kernel
-        assert_same_bits(result.out, CPU_OPS[noisy_op](x, scale, keys, "log_var", whole, offset))
+        arguments = (x, scale, keys, "log_var", whole, offset)
+        result = gpu.run(noisy_op, *arguments)
+        assert result.name.form == kernel
+        assert_as_on_the_cpu(result, noisy_op, *arguments)
 
 
-@functools.cache
-def window(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return inputs(n, dtype=dtype, seed=3)
+def test_windows_of_large_contiguous_tensors(gpu: Gpu, op: str, dtype: torch.dtype) -> None:
+    """Of more elements than 31 bits count, and of more vectors than 32 do."""
+    for numel in (2**31 + 4103, 2**32 * (16 // dtype.itemsize) + 5):
+        last = WholeGrid(numel, dtype.itemsize).blocks
+        blocks = [range(last // 2, last // 2 + 2), range(last - 2, last)]
+        run_blocks(gpu, op, dtype, numel, blocks)
 
 
-class Window(NamedTuple):
-    launch: Launch
-    stats: Stats
-    out: Tensor
-    expected: Tensor  # what the CPU makes of the same values at the same counters
-
-    @property
-    def kind(self) -> tuple[str, int]:
-        return self.launch.name.form, self.launch.name.index_bits
-
-
-def run_window(
+def run_view(
     gpu: Gpu,
-    arch: int,
     op: str,
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    form: str,
+    bits: int,
     dtype: torch.dtype,
-    dims: Dims,
-    blocks: range,
-    elements: range,
-    *,
-    values: tuple[Tensor, Tensor] | None = None,
-    offset: int = 2**64 - 2**31,  # wraps within the tensor
-    form: str = "log_var",
-) -> Window:
-    """A few blocks of a launch that no memory would hold.
-
-    `elements` are the logical indices that the blocks compute; x and log_var have their values
-    there, at the places that dims gives them.
-    """
-    itemsize = torch.empty(0, dtype=dtype).element_size()
-    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[itemsize]
-    ints = {2: torch.int16, 4: torch.int32, 8: torch.int64}[itemsize]
-    index = np.arange(elements.start, elements.stop)
-    places = np.zeros((3, index.size), np.int64)
-    rest = index
-    for size, strides in reversed(dims):
-        rest, along = rest // size, rest % size
-        places += along * np.array(strides)[:, None]
-    memory = Memory()
-    values = values or window(index.size, dtype)
-    addresses = []
-    arrays = []
-    for name, where, value in zip(("x", "log_var", "out"), places, (*values, None), strict=True):
-        start = int(where.min())
-        array = np.zeros(int(where.max()) - start + 1, bits)
-        if value is not None:
-            array[where - start] = value.view(ints).numpy().view(bits)
-        arrays.append(array)
-        if op == "noise" and value is not None:
-            addresses.append(0)  # nothing is there to read
-            continue
-        addresses.append(
-            memory.allocate(name, array, writable=value is None, start=start * itemsize)
-        )
-    key = np.array([77, offset], np.uint64)
-    numel = int(np.prod([size for size, _ in dims]))
-    problem = make_problem(
-        numbered(dims, numel),
-        (addresses[0], addresses[1], addresses[2]),
-        memory.allocate("key", key),
-        form=form,
-    )
-    status, (launch,) = gpu.record(op, dtype, problem)
-    assert status == 0
-    machine = Machine(gpu.kernel(arch, launch.kernel), memory)
-    stats = machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params, blocks=blocks)
-    if len(dims) == 1:
-        memory.check_written_once("out")
-    out = arrays[2][places[2] - places[2].min()].view(
-        {2: np.int16, 4: np.int32, 8: np.int64}[itemsize]
-    )
-    per_counter = 2 if dtype == torch.float64 else 4
-    assert elements.start % per_counter == 0
-    scale = None if (op, form) == ("sample_backward", "std") else values[1]
-    key = key_of(77, offset + elements.start // per_counter)
-    expected = CPU_OPS[op](values[0], scale, key, form)
-    return Window(launch, stats, torch.from_numpy(out.copy()).view(dtype), expected)
-
-
-def run_blocks(
-    gpu: Gpu, arch: int, op: str, dtype: torch.dtype, numel: int, blocks: range, **options: Any
-) -> Window:
-    """These blocks of a contiguous tensor."""
-    grid = WholeGrid(numel, dtype.itemsize)
-    window = run_window(
-        gpu, arch, op, dtype, [(numel, [1, 1, 1])], blocks, grid.elements(blocks), **options
-    )
-    assert (window.kind, window.launch.grid) == (("whole", 64), grid.blocks)
-    return window
-
-
-def test_full_blocks(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
-    """Where there are enough: what they leave by vectors, and what is left of a vector."""
-    block = PER_BLOCK[dtype]
-    numel = FEW_BLOCKS * block
-    per_counter = 2 if dtype == torch.float64 else 4
-    carry = 2**64 - numel // per_counter + 3  # the offset wraps in the last full block
-    for rest in (0, 1, 16 // dtype.itemsize + 1, block // 4, block // 2 + 3, block - 1):
-        blocks = range(FEW_BLOCKS - 1, WholeGrid(numel + rest, dtype.itemsize).blocks)
-        for form in ("log_var", "std") if op in SCALED_OPS else ("log_var",):
-            window = run_blocks(gpu, arch, op, dtype, numel + rest, blocks, offset=carry, form=form)
-            assert_same_bits(window.out, window.expected)
-    # with an element less every thread takes one vector
-    last = WholeGrid(numel - 1, dtype.itemsize).blocks
-    window = run_blocks(gpu, arch, op, dtype, numel - 1, range(last - 2, last))
-    assert window.launch.grid >= 4 * FEW_BLOCKS
-    assert_same_bits(window.out, window.expected)
-
-
-@pytest.mark.parametrize("numel", [2**31 + 4103, 2**33 + 77, 2**35 + 5])
-def test_windows_of_large_contiguous_tensors(
-    gpu: Gpu, arch: int, op: str, numel: int, dtype: torch.dtype
 ) -> None:
-    last = WholeGrid(numel, dtype.itemsize).blocks
-    for blocks in (range(last // 2, last // 2 + 2), range(last - 2, last)):
-        window = run_blocks(gpu, arch, op, dtype, numel, blocks)
-        assert_same_bits(window.out, window.expected)
+    """The last blocks, and one before them, of a call whose x is a view."""
+    span = sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) + 1
+    x = torch.empty(span, dtype=dtype, device="cuda").as_strided(shape, strides)
+    scale = torch.empty(shape, dtype=dtype, device="cuda")
+    numel = math.prod(shape)
+    per_block = BLOCK * (16 // dtype.itemsize if form == "rows" else per_counter(dtype))
+    last = -(-numel // per_block)
+    windows = [
+        Window(blocks, range(blocks.start * per_block, min(blocks.stop * per_block, numel)))
+        for blocks in (range(last // 3, last // 3 + 1), range(last - 2, last))
+    ]
+    values = inputs(2**16, dtype=dtype, seed=3)
+    result, expected = gpu.windows(op, x, scale, windows, values, offset=2**64 - 2**31)
+    assert (result.kind, result.run.grid[0]) == ((form, bits), last)
+    assert_same_bits(result.out, expected)
 
 
+@pytest.mark.parametrize("op", READING_OPS)
 @pytest.mark.parametrize("rows", [2**10, 2**11 + 1, 2**13 + 3])
-def test_windows_of_large_views(
-    gpu: Gpu, arch: int, op: str, rows: int, dtype: torch.dtype
-) -> None:
+def test_windows_of_large_views(gpu: Gpu, op: str, rows: int, dtype: torch.dtype) -> None:
     """2^30 elements go with 32-bit indices, and more than 2^31 with 64-bit ones."""
-    columns = 2**20
-    bits = 32 if rows * columns < 2**31 else 64
-    per_vector = 16 // torch.empty(0, dtype=dtype).element_size()
-    per_counter = 2 if dtype == torch.float64 else 4
-    for form, strides, per_thread in (
-        ("rows", [2 * columns, columns, columns], per_vector),
-        ("elements", [2 * columns + 1, columns, columns], per_counter),
-    ):
-        dims = [(rows, strides), (columns, [1, 1, 1])]
-        first = rows * columns // (BLOCK * per_thread) - 1  # the last block
-        elements = range(first * BLOCK * per_thread, rows * columns)
-        window = run_window(gpu, arch, op, dtype, dims, range(first, first + 1), elements)
-        assert window.kind == (form, bits)
-        assert_same_bits(window.out, window.expected)
+    shape = rows, 2**20
+    bits = 32 if math.prod(shape) < 2**31 else 64
+    run_view(gpu, op, shape, (2**21, 1), "rows", bits, dtype)
+    run_view(gpu, op, shape, (2**21 + 1, 1), "elements", bits, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
-def test_windows_of_dimensions_beyond_32_bits(
-    gpu: Gpu, arch: int, op: str, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("op", READING_OPS)
+def test_windows_of_dimensions_beyond_32_bits(gpu: Gpu, op: str) -> None:
     """Sizes and indices that share the upper half of 64 bits, where division has a shortcut."""
     size = 2**35 + 128
-    for form, dims, per_thread in (
-        ("rows", [(2, [2 * size, size, size]), (size, [1, 1, 1])], 8),
-        ("elements", [(2, [size + 1, size, size]), (size, [1, 1, 1])], 4),
-    ):
-        first = 2 * size // (BLOCK * per_thread) - 1
-        elements = range(first * BLOCK * per_thread, (first + 1) * BLOCK * per_thread)
-        window = run_window(gpu, arch, op, dtype, dims, range(first, first + 1), elements)
-        assert window.kind == (form, 64)
-        assert_same_bits(window.out, window.expected)
+    run_view(gpu, op, (2, size), (2 * size, 1), "rows", 64, torch.bfloat16)
+    run_view(gpu, op, (2, size), (size + 1, 1), "elements", 64, torch.bfloat16)
 
 
 @pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize("form", ["whole", "full blocks", "rows", "elements"])
 def test_the_generator_gives_the_key(
-    gpu: Gpu, arch: int, form: str, captured: bool, dtype: torch.dtype
+    gpu: Gpu, form: str, captured: bool, dtype: torch.dtype
 ) -> None:
     """By value, or read on the device where a graph is captured: and the kernel writes it down."""
     n = PER_BLOCK[dtype] * (FEW_BLOCKS if form == "full blocks" else 1) + 40
     x, log_var = inputs(1 if form == "full blocks" else 2, n, dtype=dtype)
-    out = torch.empty_like(x)
     if form in ("whole", "full blocks"):
-        x, log_var, out = x[0], log_var[0], out[0]
+        x, log_var = x[0], log_var[0]
     elif form == "elements":
-        x, log_var, out = x[:, 1:9], log_var[:, 1:9], out[:, 1:9]
+        x, log_var = x[:, 1:9], log_var[:, 1:9]
     else:
-        x, log_var, out = x[:, :16], log_var[:, :16], out[:, :16]
+        x, log_var = x[:, :16], log_var[:, :16]
+    moved = gpu.moved([x, log_var])
+    earlier = torch.zeros(24, dtype=dtype, device="cuda")
     seed, offset = 2**63 + 5, 2**32 - 2
-    memory = Memory()
-    addresses = (
-        memory.allocate("x", gpu_run.storage(x)) + x.storage_offset() * x.element_size(),
-        memory.allocate("log_var", gpu_run.storage(log_var))
-        + log_var.storage_offset() * x.element_size(),
-        memory.allocate("out", gpu_run.storage(out), writable=True)
-        + out.storage_offset() * x.element_size(),
-    )
-    key = np.full(2, 2**64 - 1, np.uint64)
-    key_out = memory.allocate("key", key, writable=True)
-    state = GeneratorState(seed=seed, offset=4 * offset, key_out=key_out)
+    generator = torch.cuda.default_generators[0]
+    results: list[Tensor] = []
+
+    def draw() -> None:
+        results[:] = _ops.sample(*moved, None)
+
+    if form == "full blocks":  # of many the first one, which is not the only one to draw
+        gpu.stand_in.blocks = lambda grid: range(min(2, grid))
     if captured:
-        # the graph's own part of the offset comes on top
-        state = GeneratorState(
-            offset=4 * 6,
-            captured_seed=memory.allocate("seed", np.array([seed], np.uint64)),
-            captured_offset=memory.allocate("offset", np.array([4 * (offset - 6)], np.uint64)),
-            key_out=key_out,
-        )
-    dims, _ = dimensions(x, log_var, out, key_of(0))
-    problem = make_problem(dims, addresses, 0)
-    status, (launch,) = gpu.record("sample", dtype, problem, state)
-    assert (status, launch.name.form) == (0, form.replace("full blocks", "whole"))
-    machine = Machine(gpu.kernel(arch, launch.kernel), memory)
-    # of many full blocks the first one, which is not the only one to draw
-    blocks = range(2) if form == "full blocks" else range(launch.grid)
-    machine.launch((launch.grid, 1, 1), (launch.block, 1, 1), launch.params, blocks=blocks)
-    memory.check_written_once("key")
-    assert key.tolist() == [seed, offset + 2**63]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            _ops.sample(earlier, earlier, None)  # the graph's own part of the offset
+            draw()
+        generator.manual_seed(seed)
+        generator.set_offset(4 * (offset - 24 // per_counter(dtype)))
+        graph.replay()
+        torch.cuda.synchronize()
+    else:
+        generator.manual_seed(seed)
+        generator.set_offset(4 * offset)
+        gpu.call(draw)
+    run = gpu.stand_in.last
+    assert run is not None
+    assert Result(results[0], run).name.form == form.replace("full blocks", "whole")
+    assert results[1].tolist() == [seed, offset + 2**63]
     expected = _ops.sample_from_key(x, log_var, key_of(seed, offset + 2**63))
     if form == "full blocks":
-        out, expected = (t[: 2 * PER_BLOCK[dtype]] for t in (out, expected))
-    assert_same_bits(out, expected)
+        results[0], expected = (t[: 2 * PER_BLOCK[dtype]] for t in (results[0], expected))
+    assert_same_bits(results[0], expected)
 
 
-def test_the_hardware_s_approximate_root_does_not_show(gpu: Gpu, arch: int) -> None:
+def test_the_hardware_s_approximate_root_does_not_show(each_gpu: Gpu) -> None:
     """rsqrt.approx may be off by 2^-22.9: by that much either way, or by chance, the bits hold."""
-    x, log_var = inputs(65536)
-    key = key_of(5)
-    expected = _ops.sample_from_key(x, log_var, key)
+    x, log_var = inputs(65536 if each_gpu.arch == MAIN else 8192)
     for error in (-1.0, 1.0, np.random.default_rng(0)):
-        result = run(gpu, arch, "sample", x, log_var, key, approx_error=error)
-        assert_same_bits(result.out, expected)
+        each_gpu.stand_in.approx_error = error
+        result = each_gpu.run("sample", x, log_var, key_of(5))
+        assert_as_on_the_cpu(result, "sample", x, log_var, key_of(5))
 
 
-def test_traffic(gpu: Gpu, arch: int, op: str, dtype: torch.dtype) -> None:
+def test_traffic(gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     """Each element is read twice and written once, 16 bytes at a time: 12 bytes in float32.
 
     Of noise it is only written.
     """
-    reads = op in READING_OPS
     size = dtype.itemsize
     n = 4 * PER_BLOCK[dtype]
-    blocks = range(FEW_BLOCKS - 4, FEW_BLOCKS)
-    full = run_blocks(gpu, arch, op, dtype, FEW_BLOCKS * PER_BLOCK[dtype], blocks).stats
-    few = run(gpu, arch, op, *inputs(n, dtype=dtype), key_of(1)).stats
-    for stats, scale in ((full, "log_var"), (few, "scale")):
-        assert stats.read_bytes["x"] == stats.read_bytes[scale] == (n * size if reads else 0)
-        assert stats.written_bytes["out"] == n * size
-        for name, kind in (("x", "ld"), (scale, "ld"), ("out", "st"))[0 if reads else 2 :]:
-            assert set(stats.widths[name, kind]) == {16}
+    operands = 2 if op in READING_OPS else 0
+    blocks = [range(FEW_BLOCKS - 4, FEW_BLOCKS)]
+    key = key_of(1)
+    for result in (
+        run_blocks(gpu, op, dtype, FEW_BLOCKS * PER_BLOCK[dtype], blocks),
+        gpu.run(op, *inputs(n, dtype=dtype), key),
+    ):
+        stats = result.run.stats
+        buffers = {name: kind for name, kind in stats.widths if 16 in stats.widths[name, kind]}
+        assert sorted(buffers.values()) == ["ld"] * operands + ["st"]
+        for name, kind in buffers.items():
+            assert stats.read_bytes[name] == (n * size if kind == "ld" else 0)
+            assert stats.written_bytes[name] == (n * size if kind == "st" else 0)
+            assert stats.widths[name, kind] == {16: n * size // 16}
             assert stats.sectors[name] == n * size // 32  # every sector is used whole
+        others = {access for access in stats.widths if access[0] not in buffers}
+        assert len(others) == (op in NOISY_OPS)  # the key
     # what is left of a vector goes one by one, and no more; rows of vectors never do
-    left = run(gpu, arch, op, *inputs(n + 5, dtype=dtype), key_of(1)).stats
-    per_vector = 16 // size
-    rows = run(gpu, arch, op, *inputs(64, 64, dtype=dtype)[0].chunk(2, dim=1), key_of(1)).stats
-    for access in (("x", "ld"), ("out", "st"))[0 if reads else 1 :]:
-        assert left.widths[access] == {16: (n + 5) // per_vector, size: 5 % per_vector}
-        assert set(rows.widths[access]) == {16}
+    left = gpu.run(op, *inputs(n + 5, dtype=dtype), key).run.stats
+    expected = {16: (n + 5) * size // 16, size: (n + 5) % (16 // size)}
+    widths = [w for access, w in left.widths.items() if 16 in w]
+    assert widths == [{k: v for k, v in expected.items() if v}] * (operands + 1)
+    if operands:
+        chunks = inputs(64, 64, dtype=dtype)[0].chunk(2, dim=1)
+        rows = gpu.run(op, *chunks, key)
+        assert rows.name.form == "rows"
+        widths = [w for w in rows.run.stats.widths.values() if 16 in w]
+        assert [set(w) for w in widths] == [{16}, {16}]  # the chunks share an allocation
 
 
-def test_noise_reads_nothing_but_the_key(gpu: Gpu, arch: int) -> None:
-    """In every kernel of it: the addresses of operands are not even taken."""
-    for name in re.findall(r"\.entry (\w+)\(", gpu.source("noise", arch)):
-        text = gpu.kernel_source(arch, name)
-        assert re.findall(r"ld\.(?!param)\S+", text) == ["ld.global.nc.u64"] * 2, name
-        assert f"{name}_param_2" in text.partition("{")[2]
-        for operand in (0, 1):
-            assert f"{name}_param_{operand}" not in text.partition("{")[2]
-
-
-def test_nothing_is_launched_for_an_empty_problem(gpu: Gpu, op: str, dtype: torch.dtype) -> None:
-    for dims in ([(0, [1, 1, 1])], [(3, [0, 1, 1]), (0, [1, 1, 1])]):
-        assert gpu.record(op, dtype, make_problem(numbered(dims, 0), (0, 0, 0), 0)) == (0, [])
-
-
-def test_a_launch_goes_to_the_given_stream_without_shared_memory(gpu: Gpu, op: str) -> None:
-    problem = make_problem([(5000, [1, 1, 1, 1, 0])], (4096, 8192, 16384), 256)
-    status, (launch,) = gpu.record(op, torch.float32, problem, stream=0x1234)
-    assert (status, launch.stream, launch.shared_bytes) == (0, 0x1234, 0)
-    assert (launch.grid, launch.block) == (10, BLOCK)  # 1250 vectors
-
-
-def test_a_grid_that_no_gpu_has_is_refused(gpu: Gpu, op: str) -> None:
-    problem = make_problem([(2**46, [2, 2, 2, 1, 0])], (4096, 8192, 16384), 256)
-    status, launches = gpu.record(op, torch.float32, problem)
-    assert (status, launches) == (9, [])  # cudaErrorInvalidConfiguration
-
-
-def test_a_device_without_a_binary_is_named(gpu: Gpu) -> None:
-    message = gpu.binary_message(209, 7, 5)  # cudaErrorNoKernelImageForDevice
-    assert message is not None
-    assert gpu.binary_message(0, 9, 0) is None
-    assert "compute capability 7.5" in message
-    assert "this build has 9.0" in message
-    assert 'TORCH_CUDA_ARCH_LIST="7.5"' in message
-
-
-needs_cuda_extension = pytest.mark.skipif(
-    _ops.cuda_extension is None,
-    reason=f"the CUDA extension is not built: {_ops.cuda_missing_reason}",
-)
+def test_a_grid_that_no_gpu_has_is_refused(gpu: Gpu, noisy_op: str) -> None:
+    """A key for each of 2^38 elements: a thread for each, in 2^31 blocks."""
+    x = torch.zeros(1, dtype=torch.bfloat16, device="cuda").expand(2**38)
+    key = key_of(1, device="cuda").expand(2**38, 2)
+    with gpu.stand_in.events() as events, pytest.raises(RuntimeError, match="configuration"):
+        OPS[noisy_op](x, x, key)
+    assert events.launches == []
+    gpu.run(noisy_op, *inputs(100), key_of(1))  # and the next call works
 
 
 @needs_cuda_extension
@@ -526,7 +428,7 @@ def test_the_extension_works_without_a_gpu() -> None:
     assert reparam_fused.backends()["cuda"].startswith("C++ kernels for compute capability 8.0 8.6")
     x, log_var = inputs(99)
     assert reparam_fused.fused_reparameterize(x, log_var).isfinite().all()
-    for name in ("sample_from_key", *gpu_run.OPS):
+    for name in ("sample_from_key", *OPS):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"reparam_fused::{name}", "CUDA")
 
 
@@ -554,5 +456,5 @@ def test_fake_cuda_tensors_trace(with_key: bool, dtype: torch.dtype) -> None:
 
 def test_ptx_is_what_the_build_compiles() -> None:
     """The interpreter's sources are the build's: every .cu file of csrc/cuda."""
-    built = {path.stem for path in (Path(gpu_run.ROOT) / "csrc" / "cuda").glob("*.cu")}
-    assert built == set(gpu_run.OPS)
+    built = {path.stem for path in (machine_code.ROOT / "csrc" / "cuda").glob("*.cu")}
+    assert built == set(OPS)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import gpu_run
 import machine_code
 import pytest
 from machine_code import ARCHS, Kernel
 
 pytestmark = [
-    pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
+    pytest.mark.skipif(
+        not machine_code.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"
+    ),
     pytest.mark.skipif(
         machine_code.nvdisasm() is None, reason="no nvdisasm: it comes with the triton wheel"
     ),
@@ -182,7 +183,7 @@ def test_ptxas_takes_the_same_root(arch: int, tmp_path: Path) -> None:
     """For sqrt.rn, which IEEE 754 binds: the estimate is then one that root.h gets right."""
     source = tmp_path / "root.cu"
     source.write_text("__global__ void k(float* x) { *x = __fsqrt_rn(*x); }")
-    gpu_run.nvcc("-cubin", f"-arch=sm_{arch}", source, "-o", tmp_path / "root.cubin")
+    machine_code.nvcc("-cubin", f"-arch=sm_{arch}", source, "-o", tmp_path / "root.cubin")
     code = machine_code.disassemble(tmp_path / "root.cubin")
     r = r"(R\d+)(?:\.reuse)?"
     step = re.search(
@@ -205,7 +206,7 @@ def test_a_sum_is_not_contracted(type: str, ptx: str, tmp_path: Path) -> None:
         "  x[1] = reparam_fused::Thread::sub(x[3] * x[4], x[5]);\n"
         "}\n"
     )
-    gpu_run.nvcc("-ptx", "-arch=compute_80", source, "-o", tmp_path / "sum.ptx")
+    machine_code.nvcc("-ptx", "-arch=compute_80", source, "-o", tmp_path / "sum.ptx")
     code = (tmp_path / "sum.ptx").read_text()
     assert code.count(f"add.rn.{ptx}") == code.count(f"sub.rn.{ptx}") == 1
     assert "fma" not in code

@@ -12,8 +12,16 @@ from typing import Any
 import pytest
 import torch
 from digest import extremes
-from gpu_run import CPU_OPS, NOISY_OPS, READING_OPS, SCALED_OPS
-from helpers import assert_same_bits, inputs, key_of, needs_kernels
+from helpers import (
+    NOISY_OPS,
+    OPS,
+    READING_OPS,
+    SCALED_OPS,
+    assert_same_bits,
+    inputs,
+    key_of,
+    needs_kernels,
+)
 from torch import Tensor
 
 import reparam_fused
@@ -43,7 +51,7 @@ def arch(request: pytest.FixtureRequest) -> int:
     return value
 
 
-@pytest.fixture(params=CPU_OPS)
+@pytest.fixture(params=OPS)
 def op(request: pytest.FixtureRequest) -> str:
     value: str = request.param
     return value
@@ -79,7 +87,7 @@ def compare(
     block: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
 ) -> None:
     unused = op == "sample_backward" and form == "std"
-    expected = CPU_OPS[op](x, None if unused else scale, key, form, *block)
+    expected = OPS[op](x, None if unused else scale, key, form, *block)
     options = {"form": form, "global_shape": block[0], "global_offset": block[1]}
     # Triton packs a half element with what is in a register that nobody wrote.
     for undefined in (None,) if x.dtype == torch.float32 else (0, 2**64 - 1):

@@ -14,7 +14,7 @@ import machine_code
 import torch
 import triton
 import triton.language as tl
-from gpu_run import NOISY_OPS
+from helpers import NOISY_OPS
 from machine_code import Code
 from triton.compiler import ASTSource, CompiledKernel
 from triton_run import NVIDIA, POINTERS, compile_plan

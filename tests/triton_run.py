@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import torch
 import triton
-from gpu_run import storage
 from ptx import Kernel, Machine, Memory, Module, Stats
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
@@ -66,6 +66,12 @@ def compile_plan(plan: Plan, target: GPUTarget) -> CompiledKernel:
     return _compile(plan.kernel, types, aligned, tuple(constants.items()), target)
 
 
+def _storage(tensor: Tensor) -> np.ndarray:
+    """The bytes that a tensor's views share."""
+    flat = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    return flat.numpy()
+
+
 @functools.cache
 def _parse(ptx: str) -> Kernel:
     (kernel,) = Module.parse(ptx).kernels.values()
@@ -103,7 +109,7 @@ def run(
                     name = "out_ptr"  # of noise the operands too, which are not read
                 # aligned as the storage is, which the plan has looked at
                 buffers[base] = memory.allocate(
-                    name, storage(argument), writable=name in written, misalign=base % 16
+                    name, _storage(argument), writable=name in written, misalign=base % 16
                 )
             values.append(buffers[base] + argument.storage_offset() * argument.element_size())
         elif argument is not None:

@@ -20,7 +20,7 @@ namespace {
 
 // The addresses of device memory. They are handed out once, so that what was freed is
 // never somebody else's; behind every allocation lies a page that nobody may touch.
-constexpr size_t kArenaBytes = size_t{1} << 37;
+constexpr size_t kArenaBytes = size_t{1} << 44;
 constexpr size_t kPage = 4096;
 constexpr int kPoison = 0xff;  // NaN in every floating-point type
 // Larger memory is not poisoned, so that tensors of more than 2^31 elements cost nothing

@@ -45,7 +45,8 @@ enum : Status {
 };
 
 constexpr int kDevices = 2;
-constexpr size_t kDeviceBytes = size_t{8} << 30;
+// More than any GPU has: tensors of which a test touches a part, and that cost no more.
+constexpr size_t kDeviceBytes = size_t{1} << 41;
 
 // Held by every function of the two interfaces, and never while Python is called: a thread
 // may wait for it that has Python's lock, and locks of torch's.

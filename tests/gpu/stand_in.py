@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from ptx import Kernel, Machine, PTXError
+from ptx import Kernel, Machine, PTXError, Stats
 from torch import Tensor
 
 from .images import ImageError, kernel_in, kernel_of
@@ -24,7 +24,7 @@ from .library import (
     OnResolve,
     OnTask,
 )
-from .memory import DeviceMemory
+from .memory import DeviceMemory, Stores, name_of
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,19 @@ class Launch:
     stream: int
     grid: int
     block: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A launch as the interpreter ran it, and what it did."""
+
+    kernel: Kernel
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    parameters: list[bytes]
+    blocks: list[int] | None  # of its grid, those that ran; None: all
+    stats: Stats  # by the names that StandIn.name_of gives
+    stores: list[Stores]
 
 
 @dataclass
@@ -77,7 +90,7 @@ class StandIn:
         self._tasks: dict[int, Callable[[], None]] = {}
         self._held: dict[int, Tensor] = {}
         self._ids = itertools.count(1)
-        self._memories = [DeviceMemory(self.library, device) for device in range(2)]
+        self.memories = [DeviceMemory(self.library, device) for device in range(2)]
         # kept alive for the library
         self._callbacks = (
             OnResolve(self._resolve),
@@ -99,9 +112,11 @@ class StandIn:
         # False: launches are counted, and compute nothing
         self.run_kernels = True
         # Of a grid of so many blocks, those that run; None: all
-        self.blocks: Callable[[int], list[int]] | None = None
-        # PTX to run in place of a module's own, where it has a kernel of the name
-        self.ptx: str | None = None
+        self.blocks: Callable[[int], Iterable[int]] | None = None
+        # By the name of a kernel, PTX to run in place of its module's own
+        self.ptx: Mapping[str, str] = {}
+        # The newest launch that ended well
+        self.last: Run | None = None
 
     # From the library
 
@@ -135,31 +150,29 @@ class StandIn:
         kernel = self._kernels[number]
         if not self.run_kernels or kernel is None:
             return 0
-        if self.ptx is not None:
-            kernel = kernel_in(self.ptx, kernel.name)
+        if kernel.name in self.ptx:
+            kernel = kernel_in(self.ptx[kernel.name], kernel.name)
         values = [
             ctypes.string_at(arguments[i], parameter.size)
             for i, parameter in enumerate(kernel.parameters)
         ]
+        sizes = (grid[0], grid[1], grid[2]), (block[0], block[1], block[2])
+        blocks = list(self.blocks(grid[0])) if self.blocks is not None else None
+        memory = self.memories[device]
+        # Triton packs half types into words of which it leaves a half undefined.
+        undefined = 0 if kernel.required_block is not None else None
         try:
-            # Triton packs half types into words of which it leaves a half undefined.
-            undefined = 0 if kernel.required_block is not None else None
-            Machine(
-                kernel,
-                self._memories[device],
-                approx_error=self.approx_error,
-                undefined=undefined,
-            ).launch(
-                (grid[0], grid[1], grid[2]), (block[0], block[1], block[2]), values,
-                blocks=self.blocks(grid[0]) if self.blocks is not None else None,
-                shared_bytes=shared_bytes,
-            )  # fmt: skip
+            machine = Machine(kernel, memory, approx_error=self.approx_error, undefined=undefined)
+            stats = machine.launch(*sizes, values, blocks=blocks, shared_bytes=shared_bytes)
         except PTXError as error:
             self.library.detail(str(error).encode())
             return 700
         except Exception as error:
             self.library.detail(f"{type(error).__name__}: {error}".encode())
             return 719
+        finally:
+            stores = memory.end_launch()
+        self.last = Run(kernel, *sizes, values, blocks, stats, stores)
         return 0
 
     def _run_task(self, number: int) -> int:
@@ -256,6 +269,10 @@ class StandIn:
         first = tensor.data_ptr() - self.library.base
         part: np.ndarray = self.library.written_bytes[first : first + tensor.nbytes]
         return part
+
+    def name_of(self, tensor: Tensor) -> str:
+        """The allocation of a tensor, as Stats names it."""
+        return name_of(tensor.untyped_storage().data_ptr())
 
     def trouble(self) -> str:
         """The error that every call gives since a kernel failed, or ''."""

@@ -118,6 +118,18 @@ def test_use_after_free(stand_in: StandIn, twice: _Twice) -> None:
     fails_with(stand_in, "kernel twice.* use after free")
 
 
+def test_a_byte_that_a_launch_writes_twice(stand_in: StandIn, twice: _Twice) -> None:
+    x, y = torch.ones(8, device="cuda"), torch.zeros(8, device="cuda")
+    for _ in range(2):  # by two launches, which have an order
+        twice(x, y)
+    torch.cuda.synchronize()
+    assert stand_in.last is not None
+    assert stand_in.last.stats.written_bytes[stand_in.name_of(y)] == 32
+    stand_in.ptx = {"twice": PTX.replace("mul.wide.s32 %rd3, %r4, 4", "mov.u64 %rd3, 8")}
+    twice(x, y)
+    fails_with(stand_in, "writes byte 8 of an allocation of 32 bytes a second time")
+
+
 def test_torchs_own_operations_have_bounds_too(stand_in: StandIn) -> None:
     x = torch.zeros(8, device="cuda")
     storage = torch._C._construct_storage_from_data_pointer(x.data_ptr(), x.device, 64)
@@ -421,7 +433,7 @@ def test_out_of_memory_on_demand(stand_in: StandIn, caching_allocator: None) -> 
 
 def test_memory_has_an_end(stand_in: StandIn, caching_allocator: None) -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        torch.empty(1 << 40, device="cuda")
+        torch.empty(1 << 42, device="cuda")
 
 
 @pytest.mark.parametrize("lasting", [False, True])
