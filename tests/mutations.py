@@ -1,7 +1,8 @@
 """Break the code in one place at a time, and see the suite go red.
 
-    python tests/mutations.py            all of them, an hour on 2 cores
+    python tests/mutations.py            all of them, two hours on 2 cores
     python tests/mutations.py tail key   those whose name has one of these words
+    python tests/mutations.py GPU        those that the stand-in GPU has to find
 
 Works in a copy of the repository, built in place there; the exit status is the
 number of survivors. README.md beside this file says what the list is for.
@@ -26,6 +27,7 @@ class Mutation(NamedTuple):
     old: str
     new: str
     test: str = "test_kernels"  # goes first
+    on: str = ""  # "cuda" or "triton": on the stand-in GPU, by these kernels
 
 
 MUTATIONS = [
@@ -76,23 +78,23 @@ MUTATIONS = [
     Mutation("generator ignored", "csrc/fast_path.cpp", "data[0] = generator->random64();", "data[0] = at::detail::getDefaultCPUGenerator().get<at::CPUGeneratorImpl>()->random64();"),
     Mutation("forward-mode tangent dropped", "csrc/fast_path.cpp", "&& !t._fw_grad(/*level=*/0).defined()", ""),
     Mutation("no OpenMP", "setup.py", '["-fopenmp"]', "[]"),
-    Mutation("GPU: last full block", "csrc/cuda/launch.cuh", "0 : vectors / kVectors;", "0 : vectors / kVectors + 1;"),
-    Mutation("GPU: what is left of a vector", "csrc/cuda/launch.cuh", "(numel % kPerVector<T> + kPerCounter<T> - 1)", "(numel % kPerVector<T>)"),
-    Mutation("GPU: the vectors after full blocks", "csrc/cuda/kernels.cuh", "full_blocks * kVectors +", "full_blocks * kBlock +"),
-    Mutation("GPU: grid", "csrc/cuda/launch.cuh", "(threads + kBlock - 1) / kBlock", "threads / kBlock"),
-    Mutation("GPU: unaligned pointers", "csrc/cuda/launch.cuh", "reinterpret_cast<uintptr_t>(p) % 16 == 0", "true"),
-    Mutation("GPU: rows that vectors cannot take", "csrc/cuda/launch.cuh", "p.x_strides[d] % per_vector == 0 &&", ""),
-    Mutation("GPU: slices that vectors cannot take", "csrc/cuda/launch.cuh", "p.index_strides[d] % per_counter == 0;", "true;"),
-    Mutation("GPU: 32-bit indices too far", "csrc/cuda/launch.cuh", "numel <= INT32_MAX", "numel <= 4 * int64_t{INT32_MAX}"),
-    Mutation("GPU: key of another slice", "csrc/cuda/kernels.cuh", "__ldg(keys + at + 1)", "__ldg(keys + 1)"),
-    Mutation("GPU: captured offset", "csrc/cuda/kernels.cuh", "key.offset += static_cast<uint64_t>(*state.captured_offset);", ""),
-    Mutation("GPU: a generator's own domain", "csrc/cuda/kernels.cuh", " + (uint64_t{1} << 63)", ""),
-    Mutation("GPU: key not written", "csrc/cuda/kernels.cuh", "state.key_out[1] = key.offset;", ""),
-    Mutation("GPU: division", "csrc/cuda/kernels.cuh", "/ d + 1);", "/ d);"),
-    Mutation("GPU: counter of a vector", "csrc/cuda/kernels.cuh", "i * kBlock * kCountersPerVector<T>", "i * kBlock"),
-    Mutation("GPU: half of a pair", "csrc/cuda/thread.h", "word & 0xffff0000u", "word"),
-    Mutation("GPU: clamp drops NaN", "csrc/cuda/thread.h", "min.NaN.xorsign.abs", "min.xorsign.abs"),
-    Mutation("GPU: root not corrected", "csrc/cuda/root.h", "return V::fma(remainder, V::mul(estimate, V::set(0.5f)), s);", "return s;"),
+    Mutation("GPU: last full block", "csrc/cuda/launch.cuh", "0 : vectors / kVectors;", "0 : vectors / kVectors + 1;", "test_cuda", "cuda"),
+    Mutation("GPU: what is left of a vector", "csrc/cuda/launch.cuh", "(numel % kPerVector<T> + kPerCounter<T> - 1)", "(numel % kPerVector<T>)", "test_cuda", "cuda"),
+    Mutation("GPU: the vectors after full blocks", "csrc/cuda/kernels.cuh", "full_blocks * kVectors +", "full_blocks * kBlock +", "test_cuda", "cuda"),
+    Mutation("GPU: grid", "csrc/cuda/launch.cuh", "(threads + kBlock - 1) / kBlock", "threads / kBlock", "test_cuda", "cuda"),
+    Mutation("GPU: unaligned pointers", "csrc/cuda/launch.cuh", "reinterpret_cast<uintptr_t>(p) % 16 == 0", "true", "test_cuda", "cuda"),
+    Mutation("GPU: rows that vectors cannot take", "csrc/cuda/launch.cuh", "p.x_strides[d] % per_vector == 0 &&", "", "test_cuda", "cuda"),
+    Mutation("GPU: slices that vectors cannot take", "csrc/cuda/launch.cuh", "p.index_strides[d] % per_counter == 0;", "true;", "test_cuda", "cuda"),
+    Mutation("GPU: 32-bit indices too far", "csrc/cuda/launch.cuh", "numel <= INT32_MAX", "numel <= 4 * int64_t{INT32_MAX}", "test_cuda", "cuda"),
+    Mutation("GPU: key of another slice", "csrc/cuda/kernels.cuh", "__ldg(keys + at + 1)", "__ldg(keys + 1)", "test_cuda", "cuda"),
+    Mutation("GPU: captured offset", "csrc/cuda/kernels.cuh", "key.offset += static_cast<uint64_t>(*state.captured_offset);", "", "test_cuda", "cuda"),
+    Mutation("GPU: a generator's own domain", "csrc/cuda/kernels.cuh", " + (uint64_t{1} << 63)", "", "test_cuda", "cuda"),
+    Mutation("GPU: key not written", "csrc/cuda/kernels.cuh", "state.key_out[1] = key.offset;", "", "test_cuda", "cuda"),
+    Mutation("GPU: division", "csrc/cuda/kernels.cuh", "/ d + 1);", "/ d);", "test_cuda", "cuda"),
+    Mutation("GPU: counter of a vector", "csrc/cuda/kernels.cuh", "i * kBlock * kCountersPerVector<T>", "i * kBlock", "test_cuda", "cuda"),
+    Mutation("GPU: half of a pair", "csrc/cuda/thread.h", "word & 0xffff0000u", "word", "test_cuda", "cuda"),
+    Mutation("GPU: clamp drops NaN", "csrc/cuda/thread.h", "min.NaN.xorsign.abs", "min.xorsign.abs", "test_cuda", "cuda"),
+    Mutation("GPU: root not corrected", "csrc/cuda/root.h", "return V::fma(remainder, V::mul(estimate, V::set(0.5f)), s);", "return s;", "test_cuda", "cuda"),
     Mutation("std taken for log_var", "csrc/cpu/loop.h", "if (form == kStd) {", "if (false) {", "test_std"),
     Mutation("a block's first index", "csrc/cpu/loop.h", "int64_t index = p.first_index;", "int64_t index = 0;", "test_blocks"),
     Mutation("a block's rows", "csrc/cpu/loop.h", "index += along * p.index_strides[d];", "", "test_blocks"),
@@ -115,11 +117,11 @@ MUTATIONS = [
     Mutation("Triton: lanes before a block", "reparam_fused/triton_kernels.py", "(position >= 0) & ", "", "test_triton"),
     Mutation("Triton: a block's first counter", "reparam_fused/triton_kernels.py", "(first // per_counter + first_counter)", "(first // per_counter)", "test_triton"),
     Mutation("Triton: std taken for log_var", "reparam_fused/triton_kernels.py", "\"LOG_VAR\": form == \"log_var\"", "\"LOG_VAR\": True", "test_triton"),
-    Mutation("GPU: a block's first index", "csrc/cuda/launch.cuh", "layout.first_index = p.first_index / index_unit;", "layout.first_index = 0;"),
-    Mutation("GPU: a block's first counter", "csrc/cuda/kernels.cuh", "return {keys, counter};", "return {keys, 0};"),
-    Mutation("GPU: counters cut at both ends", "csrc/cuda/launch.cuh", "? 0 : kPerCounter<T> - 1;", "? 0 : 0;"),
-    Mutation("GPU: lanes before a block", "csrc/cuda/kernels.cuh", "in_segment == 0 ? skipped : 0", "0"),
-    Mutation("GPU: std taken for log_var", "csrc/cuda/launch.cuh", "p.form == kStd ?", "p.form != kStd ?"),
+    Mutation("GPU: a block's first index", "csrc/cuda/launch.cuh", "layout.first_index = p.first_index / index_unit;", "layout.first_index = 0;", "test_cuda", "cuda"),
+    Mutation("GPU: a block's first counter", "csrc/cuda/kernels.cuh", "return {keys, counter};", "return {keys, 0};", "test_cuda", "cuda"),
+    Mutation("GPU: counters cut at both ends", "csrc/cuda/launch.cuh", "? 0 : kPerCounter<T> - 1;", "? 0 : 0;", "test_cuda", "cuda"),
+    Mutation("GPU: lanes before a block", "csrc/cuda/kernels.cuh", "in_segment == 0 ? skipped : 0", "0", "test_cuda", "cuda"),
+    Mutation("GPU: std taken for log_var", "csrc/cuda/launch.cuh", "p.form == kStd ?", "p.form != kStd ?", "test_cuda", "cuda"),
     Mutation("divergence: coefficient, one ULP", "csrc/common/kl_divergence.h", "0x1.110c5ep-7f", "0x1.110c60p-7f", "test_kl_divergence"),
     Mutation("divergence: low part of ln 2", "csrc/common/kl_divergence.h", "V::set(-0x1.05c610p-29f)", "V::set(0.0f)", "test_kl_divergence"),
     Mutation("divergence: fp64 coefficient", "csrc/common/kl_divergence.h", "0x1.a01a01a01a219p-13", "0x1.a01a01b01a219p-13", "test_kl_divergence"),
@@ -134,21 +136,67 @@ MUTATIONS = [
     Mutation("divergence: autocast ignored", "reparam_fused/kl_divergence.py", "log_var = functional.autocast_exp(mu, log_var)", "pass", "test_kl_divergence"),
     Mutation("divergence: shards not aligned", "reparam_fused/_dtensor.py", "local = call(*(_local(t, whole.shape, placements) for t in (mu, log_var)))", "local = call(mu.to_local(), log_var.to_local())", "test_dtensor"),
     Mutation("divergence: patched from another", "reparam_fused/_patch.py", "and other is None", "", "test_patch"),
-    Mutation("GPU: divergence", "csrc/cuda/kl_divergence_backward.cu", "launch<KlDivergenceBackward>", "launch<KlDivergence>"),
+    Mutation("GPU: divergence", "csrc/cuda/kl_divergence_backward.cu", "launch<KlDivergenceBackward>", "launch<KlDivergence>", "test_cuda", "cuda"),
     Mutation("Triton: a generator's own domain", "reparam_fused/triton_kernels.py", " ^ _DOMAIN", "", "test_triton"),
     Mutation("Triton: captured offset", "reparam_fused/triton_kernels.py", "offset += tl.load(offset_ptr)", "pass", "test_triton"),
     Mutation("a failed draw", "reparam_fused/_draw.py", "generator.set_offset(before)", "pass", "test_triton"),
     Mutation("Triton: divergence", "reparam_fused/triton_kernels.py", "tl.abs(sum) * 4.0", "sum * 4.0", "test_triton"),
+    # The binding, the launchers and call.h, on the stand-in GPU
+    Mutation("GPU: device of sample_from_key", "csrc/cuda/reparam_cuda.cpp", "  const c10::cuda::CUDAGuard guard(mu.device());\n  check_binary(mu.device());\n  const Launch launch(mu, scale, key", "  check_binary(mu.device());\n  const Launch launch(mu, scale, key", "test_gpu", "cuda"),
+    Mutation("GPU: device of sample_backward", "csrc/cuda/reparam_cuda.cpp", "  const c10::cuda::CUDAGuard guard(grad_z.device());\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: device of noise", "csrc/cuda/reparam_cuda.cpp", "  const c10::cuda::CUDAGuard guard(key.device());\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: device of kl_divergence", "csrc/cuda/reparam_cuda.cpp", "  const c10::cuda::CUDAGuard guard(mu.device());\n  check_binary(mu.device());\n  return Launch(mu, log_var", "  check_binary(mu.device());\n  return Launch(mu, log_var", "test_gpu", "cuda"),
+    Mutation("GPU: device of kl_divergence_backward", "csrc/cuda/reparam_cuda.cpp", "  const c10::cuda::CUDAGuard guard(grad.device());\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: device of sample", "csrc/cuda/reparam_cuda.cpp", "  const c10::cuda::CUDAGuard guard(mu.device());\n  check_binary(mu.device());\n  const Launch launch(mu, scale, std::nullopt", "  check_binary(mu.device());\n  const Launch launch(mu, scale, std::nullopt", "test_gpu", "cuda"),
+    Mutation("GPU: wrong stream", "csrc/cuda/reparam_cuda.cpp", "c10::cuda::getCurrentCUDAStream()", "c10::cuda::getDefaultCUDAStream()", "test_gpu", "cuda"),
+    Mutation("GPU: a synchronisation", "csrc/cuda/reparam_cuda.cpp", "    if (dense_.has_value()) call_", "    C10_CUDA_CHECK(cudaStreamSynchronize(c10::cuda::getCurrentCUDAStream()));\n    if (dense_.has_value()) call_", "test_gpu", "cuda"),
+    Mutation("GPU: offset not advanced", "csrc/cuda/reparam_cuda.cpp", "philox_cuda_state(increment_)", "philox_cuda_state(0)", "test_gpu", "cuda"),
+    Mutation("GPU: offset advanced by elements", "csrc/cuda/reparam_cuda.cpp", "((call.out().numel() + per_block - 1) / per_block)", "(call.out().numel())", "test_gpu", "cuda"),
+    Mutation("GPU: blocks of float64 as of float32", "csrc/cuda/reparam_cuda.cpp", "call.dtype() == kDouble ? 2 : 4", "4", "test_gpu", "cuda"),
+    Mutation("GPU: blocks of mu, not of the output", "csrc/cuda/reparam_cuda.cpp", "(call.out().numel() + per_block - 1)", "(static_cast<int64_t>(call.x().storage().nbytes() / call.x().element_size()) + per_block - 1)", "test_gpu", "cuda"),
+    Mutation("GPU: the key filled on another stream", "csrc/cuda/reparam_cuda.cpp", "const at::Tensor key = at::empty({2}, options);", "at::Tensor key = at::empty({2}, options);\n  {\n    const c10::cuda::CUDAStreamGuard other(c10::cuda::getDefaultCUDAStream());\n    key.zero_();\n  }", "test_gpu", "cuda"),
+    Mutation("GPU: launch not checked", "csrc/cuda/reparam_cuda.cpp", "C10_CUDA_CHECK(enqueue(call.dtype(), call.problem(), c10::cuda::getCurrentCUDAStream()));", "(void)enqueue(call.dtype(), call.problem(), c10::cuda::getCurrentCUDAStream());", "test_gpu", "cuda"),
+    Mutation("GPU: empty tensors launched", "csrc/cuda/reparam_cuda.cpp", "    if (call_.empty()) return call_.out();\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: a failed draw not taken back", "csrc/cuda/reparam_cuda.cpp", "    draw.undo();\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: drawn before the key is allocated", "csrc/cuda/reparam_cuda.cpp", "  const Launch launch(mu, scale, std::nullopt, {form});", "  (void)at::get_generator_or_default<at::CUDAGeneratorImpl>(generator, at::cuda::detail::getDefaultCUDAGenerator(mu.device().index()))->philox_cuda_state(4);\n  const Launch launch(mu, scale, std::nullopt, {form});", "test_gpu", "cuda"),
+    Mutation("GPU: every error blamed on the binary", "csrc/cuda/reparam_cuda.cpp", "status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction", "status == cudaSuccess", "test_gpu", "cuda"),
+    Mutation("GPU: binary not asked for", "csrc/cuda/reparam_cuda.cpp", "  const cudaError_t status = has_cuda_binary();", "  const cudaError_t status = cudaSuccess;", "test_gpu", "cuda"),
+    Mutation("GPU: error of the binary left behind", "csrc/cuda/reparam_cuda.cpp", "  (void)cudaGetLastError();  // or the next call of torch would report it\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: no lock of the generator", "csrc/cuda/reparam_cuda.cpp", "    const std::lock_guard<std::mutex> lock(generator_->mutex_);\n    const at::PhiloxCudaState", "    const at::PhiloxCudaState", "test_gpu", "cuda"),
+    Mutation("GPU: generator of the first device", "csrc/cuda/reparam_cuda.cpp", "getDefaultCUDAGenerator(mu.device().index())", "getDefaultCUDAGenerator(0)", "test_gpu", "cuda"),
+    Mutation("GPU: generator ignored", "csrc/cuda/reparam_cuda.cpp", "                      generator, at::cuda", "                      std::nullopt, at::cuda", "test_gpu", "cuda"),
+    Mutation("GPU: a graph's own offset ignored", "csrc/cuda/reparam_cuda.cpp", "GeneratorState{0, state.offset_intragraph_,", "GeneratorState{0, 0,", "test_gpu", "cuda"),
+    Mutation("GPU: captured state read at capture", "csrc/cuda/kernels.cuh", "if (state.captured_seed != nullptr) {", "if (false) {", "test_gpu", "cuda"),
+    Mutation("GPU: copy of many dimensions dropped", "csrc/cuda/reparam_cuda.cpp", "    if (dense_.has_value()) call_.out().copy_(dense_->out());\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: too many dimensions not refused", "csrc/cuda/reparam_cuda.cpp", "call.empty() || call.problem().ndim <= kMaxDims,", "true,", "test_gpu", "cuda"),
+    Mutation("GPU: device of the scale unchecked", "csrc/call.h", "TORCH_CHECK(x.device() == scale.device(),", "TORCH_CHECK(true,", "test_gpu", "cuda"),
+    Mutation("GPU: device of the key unchecked", "csrc/call.h", "key.device() == out.device() && ", "", "test_gpu", "cuda"),
+    Mutation("GPU: words of a key apart", "csrc/call.h", "key->stride(-1) == 1 ? *key : key->contiguous()", "*key", "test_gpu", "cuda"),
+    Mutation("GPU: merged dimensions", "csrc/call.h", "joined = merged.back().stride[k] == next.stride[k] * next.size;", "joined = true;", "test_gpu", "cuda"),
+    Mutation("GPU: ones at the end of a batch", "csrc/call.h", "  while (dims > 0 && key.size(dims - 1) == 1) --dims;\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: stride of a key", "csrc/call.h", "dims[d].stride[kKey] = keys_.stride(d);", "dims[d].stride[kKey] = 2;", "test_gpu", "cuda"),
+    Mutation("GPU: noise of slices numbered on", "csrc/call.h", "      if (d < batch) continue;\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: a block begins at 0", "csrc/call.h", "      first += offset * stride;\n", "", "test_gpu", "cuda"),
+    Mutation("GPU: strides of the output", "csrc/call.h", "x.sizes() == scale.sizes() && in_row_major_order(x) && in_row_major_order(scale)", "x.sizes() == scale.sizes()", "test_gpu", "cuda"),
+    Mutation("GPU: grads of C++ materialised", "csrc/fast_path.cpp", "    ctx->set_materialize_grads(false);\n", "", "test_autograd", "cuda"),
+    Mutation("GPU: grads of FusedDraw materialised", "reparam_fused/autograd.py", "        ctx.set_materialize_grads(False)\n        _, scale, key", "        _, scale, key", "test_gpu", "cuda"),
+    Mutation("GPU: noise of two filled operands", "reparam_fused/random.py", "return _ops.noise(key, size, dtype, global_shape, global_offset)", "zero = torch.full((), -0.0, dtype=dtype, device=key.device).expand(size)\n    return _ops.sample_from_key(zero, torch.ones_like(zero), key, 'std', global_shape, global_offset)", "test_gpu", "cuda"),
+    Mutation("GPU: sample of the extension under Triton", "reparam_fused/_ops.py", 'library.impl("sample", _triton_sample, "CUDA")', "pass", "test_gpu", "triton"),
+    Mutation("GPU: Triton's device", "reparam_fused/triton_kernels.py", "nullcontext() if on_cpu else torch.get_device_module(out.device).device(out.device)", "nullcontext()", "test_gpu", "triton"),
+    Mutation("GPU: Triton's operands of two devices", "reparam_fused/triton_kernels.py", "    if x.device != scale.device:\n", "    if False:\n", "test_gpu", "triton"),
+    Mutation("GPU: Triton's key of another device", "reparam_fused/triton_kernels.py", " or key.device != x.device", "", "test_gpu", "triton"),
+    Mutation("GPU: Triton's draw moves nothing", "reparam_fused/_draw.py", "generator.philox_state(4 * blocks)", "generator.philox_state(0)", "test_gpu", "triton"),
+    Mutation("GPU: Triton's failed draw not taken back", "reparam_fused/_draw.py", "            generator.set_offset(before)\n        raise", "            pass\n        raise", "test_gpu", "triton"),
+    Mutation("GPU: Triton launches for nothing", "reparam_fused/triton_kernels.py", "    if z.numel() > 0:\n", "    if True:\n", "test_gpu", "triton"),
 ]  # fmt: skip
 
 
 def run(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    # Without a toolkit in CUDA_HOME only the CPU part is built.
     environment = {
         **os.environ,
         "PYTHONPATH": str(copy),
         "REPARAM_FUSED_REQUIRE_EXT": "1",
-        "CUDA_HOME": str(copy),
+        "TORCH_CUDA_ARCH_LIST": "12.0+PTX",  # what the stand-in runs
     }
     try:
         return subprocess.run(
@@ -158,25 +206,27 @@ def run(copy: Path, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "FAILED by a hang", "")
 
 
-# Those that compile the CUDA sources themselves, and what takes long and is not about the code.
-GPU_TESTS = {"test_cuda"}
-LEFT_OUT = GPU_TESTS | {"test_install", "test_machine_code", "test_ptx", "test_mutate_ptx"}
+# What takes long and is not about the code.
+LEFT_OUT = {"test_install", "test_machine_code", "test_ptx", "test_mutate_ptx"}
+BUILD = ("setup.py", "-q", "build_ext", "--inplace")
 
 
-def killed_by(copy: Path, gpu: bool, first: str) -> str:
+def killed_by(copy: Path, mutation: Mutation) -> str:
     """The first test that fails, 'the build', or '' for a survivor."""
-    if not gpu:
-        build = run(copy, sys.executable, "setup.py", "-q", "build_ext", "--inplace")
-        if build.returncode:
-            return "the build"
+    if mutation.file.startswith(("csrc", "setup.py")) and run(
+        copy, sys.executable, *BUILD
+    ).returncode:
+        return "the build"
     # Most mutations end in the first file, within seconds.
-    files = sorted(copy.glob("tests/test_*.py"), key=lambda f: (f.stem != first, f.stem))
+    files = sorted(copy.glob("tests/test_*.py"), key=lambda f: (f.stem != mutation.test, f.stem))
+    stand_in = ["tests/gpu/run.py", *(["--triton"] if mutation.on == "triton" else [])]
     tests = run(
-        copy, sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider",
+        copy, sys.executable, *(stand_in if mutation.on else []), "-m", "pytest",
+        "-x", "-q", "--no-header", "-p", "no:cacheprovider",
         "--deselect", "tests/test_kernels.py::test_more_than_2_to_31_elements",
-        *(str(f) for f in files if (f.stem in GPU_TESTS if gpu else f.stem not in LEFT_OUT)),
+        *(str(f) for f in files if f.stem not in LEFT_OUT),
     )  # fmt: skip
-    failures = [line for line in tests.stdout.splitlines() if line.startswith("FAILED")]
+    failures = [x for x in tests.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
     return failures[0].split(" ")[1] if failures else "an error" if tests.returncode else ""
 
 
@@ -188,16 +238,19 @@ def main() -> int:
         copy = Path(folder) / "copy"
         ignored = shutil.ignore_patterns(".git", ".venv", "out", "__pycache__")
         shutil.copytree(ROOT, copy, ignore=ignored)
-        if killer := killed_by(copy, gpu=False, first="test_kernels"):
-            raise SystemExit(f"red before any mutation: {killer}")
+        if run(copy, sys.executable, *BUILD).returncode:
+            raise SystemExit("the unchanged code does not build")
+        for on in sorted({mutation.on for mutation in chosen}):
+            nothing = Mutation("nothing", "", "", "", "test_gpu" if on else "test_kernels", on)
+            if killer := killed_by(copy, nothing):
+                raise SystemExit(f"red before any mutation: {killer}")
         for mutation in chosen:
             target = copy / mutation.file
             original = target.read_text()
             if original.count(mutation.old) < 1:
                 raise SystemExit(f"{mutation.name}: '{mutation.old}' is not in {mutation.file}")
             target.write_text(original.replace(mutation.old, mutation.new, 1))
-            gpu = mutation.file.startswith("csrc/cuda/")
-            killer = killed_by(copy, gpu, mutation.test)
+            killer = killed_by(copy, mutation)
             survivors += not killer
             print(f"{mutation.name:40} {killer or 'SURVIVED'}", flush=True)
             target.write_text(original)
