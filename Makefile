@@ -2,7 +2,9 @@
 # .venv, installs torch and builds the extension, once.
 #
 #   make demo    train a VAE with the fused op      (ARGS="--epochs 20" passes options on)
-#   make test    run the tests                      (ARGS="-m slow" runs the exhaustive ones)
+#   make test    run the tests, on the CPU and on the stand-in GPU
+#                                                   (ARGS="-m slow" runs the exhaustive ones)
+#   make gpu     run a program on the stand-in GPU  (SCRIPT=path, ARGS="..." are its own)
 #   make integrations    run the tests with Pyro, diffusers and others, which it installs
 #   make bench   compare speed with the rivals
 #   make lint    ruff, clang-format and mypy
@@ -20,14 +22,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
-.PHONY: demo test integrations bench lint clean
+.PHONY: demo test gpu integrations bench lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
 	$(BIN)/python examples/train_vae.py $(ARGS)
 
+# Once without a GPU, then with a stand-in for one under torch, by either kind of kernels.
+# Of the stand-in's tests none takes more than one core.
 test: $(VENV)/test
 	$(BIN)/pytest $(ARGS)
+	$(BIN)/python tests/gpu/run.py -m pytest -n 2 $(ARGS)
+	$(BIN)/python tests/gpu/run.py --triton -m pytest -n 2 $(ARGS)
+
+gpu: $(VENV)/test
+	$(BIN)/python tests/gpu/run.py $(SCRIPT) $(ARGS)
 
 integrations: $(VENV)/integrations
 	$(BIN)/pytest tests/integrations $(ARGS)
