@@ -1,116 +1,106 @@
 """The cases that every mutant of mutate_ptx.py runs, small ones first.
 
-A kernel's cases are launches, recorded as test_cuda.py records them, with the buffers that they
-read and what the kernel as it is writes.
+A kernel's cases are calls on the stand-in GPU: the launch that the binding made of each, the memory
+that it finds, and what the kernel as it is leaves there. A mutant is launched in its place.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from digest import extremes
-from gpu_run import (
-    BLOCK,
-    CPU_OPS,
-    FEW_BLOCKS,
-    Dims,
-    GeneratorState,
-    Gpu,
-    Launch,
-    WholeGrid,
-    make_problem,
-    numbered,
-)
-from helpers import assert_same_bits, inputs, key_of
+from gpu.memory import DeviceMemory, Stores
+from gpu.stand_in import Run
+from gpu_run import BLOCK, FEW_BLOCKS, Gpu, Result, WholeGrid
+from helpers import OPS, assert_same_bits, inputs, key_of
 from machine_code import Name
-from ptx import Kernel, Machine, Memory, PTXError
+from ptx import Kernel, Machine, PTXError
 from torch import Tensor
+
+from reparam_fused import _ops
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # A loop that a mutant makes a few times longer has changed some bits by then.
 STEP_FACTOR = 4
+POISON = 0xFF
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass
-class Area:
-    """A buffer of the interpreter; `start` as in Memory.allocate."""
-
-    name: str
-    array: Array
-    writable: bool = False
-    start: int = 0
+Ints: TypeAlias = tuple[int, ...]
+Block: TypeAlias = tuple[Ints, Ints]  # global_shape and global_offset
 
 
 @dataclass
 class Case:
-    """A launch, the memory it finds, and what the unchanged kernel leaves there."""
+    """A launch on memory that is kept, with what the unchanged kernel writes there."""
 
     name: str
-    launch: Launch
-    areas: list[Area]
-    blocks: range
-    infinity: int  # the bits of it in out's dtype
+    run: Run
+    memory: DeviceMemory
+    kept: list[Any]
+    of_out: list[bool]  # of each of its stores, whether it goes to the output
+    dtype: torch.dtype
     approx_error: float = 0.0
     about: str = ""  # "places" if its values are those of any case, "values" if its places are
-    step_limit: int = 1000
-    executed: list[int] = field(default_factory=list)
-    expected: dict[str, Array] = field(default_factory=dict)
-    writes: dict[str, Array] = field(default_factory=dict)
+    expected: list[Array] = field(default_factory=list)
 
-    def execute(self, kernel: Kernel) -> tuple[Memory, list[int]]:
-        memory = Memory()
-        for area in self.areas:
-            array = area.array.copy() if area.writable else area.array
-            memory.allocate(area.name, array, writable=area.writable, start=area.start)
+    def __post_init__(self) -> None:
+        self.executed = self.run.stats.executed
+        self.expected = [self._data(store).copy() for store in self.run.stores]
+        self.size = sum(store.numbers.size * store.width for store in self.run.stores)
+        self._undo(self.run.stores)
+
+    def _data(self, store: Stores) -> Array:
+        rows: Array = store.allocation.rows(store)[0][store.numbers]
+        return rows
+
+    def _undo(self, stores: Sequence[Stores]) -> None:
+        for store in stores:
+            store.undo(POISON)
+
+    def execute(self, kernel: Kernel) -> str:
+        """What goes wrong, or '' if nothing does. Leaves the memory as it was."""
+        run = self.run
         machine = Machine(
-            kernel, memory, step_limit=self.step_limit, approx_error=self.approx_error
+            kernel,
+            self.memory,
+            step_limit=STEP_FACTOR * run.stats.steps,
+            approx_error=self.approx_error,
         )
-        grid, block = (self.launch.grid, 1, 1), (self.launch.block, 1, 1)
-        stats = machine.launch(grid, block, self.launch.params, blocks=self.blocks)
-        return memory, stats.executed
-
-    def learn(self, kernel: Kernel) -> Memory:
-        """Run the unchanged kernel, and keep what it does."""
-        while True:
-            try:
-                memory, self.executed = self.execute(kernel)
-                break
-            except PTXError as error:
-                if "steps" not in str(error):
-                    raise
-                self.step_limit *= 2
-        self.step_limit *= STEP_FACTOR
-        for area, buffer in zip(self.areas, memory.buffers, strict=True):
-            if area.writable:
-                self.expected[area.name] = buffer.data.view(area.array.dtype).copy()
-                self.writes[area.name] = buffer.writes.copy()
-        return memory
-
-    def kills(self, kernel: Kernel) -> str:
-        """What goes wrong, or '' if nothing does."""
         try:
-            memory, _ = self.execute(kernel)
+            machine.launch(run.grid, run.block, run.parameters, blocks=run.blocks)
+            written = self.memory.end_launch()
+            how = self._difference(written)
         except PTXError as error:
-            return "steps" if "an endless loop?" in str(error) else "error"
-        for area, buffer in zip(self.areas, memory.buffers, strict=True):
-            if not area.writable:
-                continue
-            if not np.array_equal(buffer.writes, self.writes[area.name]):
+            written = self.memory.end_launch()
+            how = "steps" if "an endless loop?" in str(error) else "error"
+        self._undo(written)
+        return how
+
+    def _difference(self, written: Sequence[Stores]) -> str:
+        # No byte is written twice: as many of them as there should be are all of them.
+        if sum(store.numbers.size * store.width for store in written) != self.size:
+            return "writes"
+        for store in self.run.stores:
+            if not store.allocation.rows(store)[1][store.numbers].all():
                 return "writes"
-            bits, expected = buffer.data.view(area.array.dtype), self.expected[area.name]
-            different = bits != expected
-            if area.name == "out":  # any NaN will do
-                magnitude = 2 * self.infinity - 1 | self.infinity
-                nan = ((bits & magnitude) > self.infinity) & (
-                    (expected & magnitude) > self.infinity
-                )
-                different &= ~nan
-            if different.any():
+        for store, expected, of_out in zip(
+            self.run.stores, self.expected, self.of_out, strict=True
+        ):
+            bits = self._data(store)
+            if np.array_equal(bits, expected):
+                continue
+            if not of_out:
+                return "bits"
+            one, other = (torch.from_numpy(b).view(self.dtype) for b in (bits, expected))
+            ints = {2: torch.int16, 4: torch.int32}[self.dtype.itemsize]
+            nan = one.isnan() & other.isnan()  # any NaN will do
+            if not (nan | (one.view(ints) == other.view(ints))).all():
                 return "bits"
         return ""
 
@@ -118,209 +108,240 @@ class Case:
 FORMS = {"LogVar": "log_var", "Std": "std"}
 
 
+def dense(shape: Ints) -> Ints:
+    """The strides of a contiguous tensor."""
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
+
+
 class Cases:
     """Makes the cases of one kernel."""
 
-    def __init__(self, gpu: Gpu, arch: int, name: Name) -> None:
-        self.gpu, self.arch, self.kernel_name = gpu, arch, name
+    def __init__(self, gpu: Gpu, name: Name) -> None:
+        self.gpu, self.kernel_name = gpu, name
         self.dtype = DTYPES[name.dtype]
-        self.itemsize = self.dtype.itemsize
-        self.per_vector = 16 // self.itemsize
+        self.per_vector = 16 // self.dtype.itemsize
         self.per_block = BLOCK * self.per_vector * (4 if name.form == "whole" else 1)
-        self.bits, self.ints = {
-            2: (np.uint16, torch.int16),
-            4: (np.uint32, torch.int32),
-        }[self.itemsize]
         self.cases: list[Case] = []
+        self.left_out: list[str] = []
 
     def add(
         self,
         label: str,
-        dims: Dims,
+        shape: Ints,
+        x_strides: Ints | None = None,
+        scale_strides: Ints | None = None,
         *,
-        blocks: range | None = None,
-        slice_numel: int = 0,
+        blocks: Sequence[range] | None = None,
+        batch: int = 0,
+        block: Block | None = None,
         values: tuple[Tensor, Tensor] | None = None,
         offset: int = 2**32 - 7,
-        shift: tuple[int, int, int] = (0, 0, 0),
+        shift: tuple[int, int] = (0, 0),
         approx_error: float = 0.0,
         captured: bool = False,
         about: str = "",
         aimed: bool = False,
-        first_index: int = 0,
-        apart: int = 0,
     ) -> None:
-        """Blocks of a launch on elements at the places that dims give them, `shift` further on.
+        """Blocks of a call, with operands of these strides that begin `shift` elements further on.
 
-        Only these elements are in memory. There is a key for each `slice_numel` of them. `aimed`
-        x show the last bits of sigma and of the noise. In a slice the noise starts at
-        `first_index`; where slices are `apart` they are rows of a block, with one key.
+        Only what these blocks compute is in memory. There is a key for each place in the first
+        `batch` dimensions. `aimed` x show the last bits of sigma and of the noise.
         """
-        self.first_index, self.apart = first_index, apart
-        if self.kernel_name.source == "Generator":  # which counts to 2^62, from 2^63 on
+        name, dtype = self.kernel_name, self.dtype
+        if name.op == "noise" and block is None and (x_strides or any(shift)):
+            # It has no operands: what cuts it into pieces is the whole that it is a part of.
+            step = 8 * self.per_vector if name.form == "rows" else 4 - shape[-1] % 4
+            grown = tuple(n + 1 for n in shape[batch:-1])
+            block = (*shape[:batch], *grown, shape[-1] + step), (0,) * len(shape)
+        self.shape, self.batch, self.block = shape, batch, block
+        if name.source == "Generator":  # which counts to 2^62, from 2^63 on
             offset = 2**63 + offset % 2**62
-        numel = int(np.prod([size for size, _ in dims], dtype=object))
-        slice_numel = slice_numel or numel
-        elements, blocks = self._elements(numel, slice_numel, blocks)
-        places = self._places(dims, elements, shift)
-        x, log_var = values or inputs(len(elements), dtype=self.dtype, seed=len(self.cases))
-        repeats = -(-len(elements) // x.numel())
-        tensors = [t.repeat(repeats)[: len(elements)] for t in (x, log_var)]
-        areas, indices = [], []
-        for area_name, where in zip(("x", "scale", "out"), places, strict=True):
-            # a vector that begins before the elements is not one that is read
-            start = int(where.min()) // self.per_vector * self.per_vector
-            array = np.full(int(where.max()) - start + 1, ~self.bits(0), self.bits)
-            areas.append(Area(area_name, array, area_name == "out", start * self.itemsize))
-            indices.append(where - start)
-        for k in (0, 1):
-            areas[k].array[indices[k]] = tensors[k].view(self.ints).numpy().view(self.bits)
-            # where places coincide (strides of 0), the last value is what all of them read
-            read_back = areas[k].array[indices[k]].view(np.dtype(f"i{self.itemsize}"))
-            tensors[k] = torch.from_numpy(read_back).view(self.dtype)
-
-        slices = range(elements.start // slice_numel, (elements.stop - 1) // slice_numel + 1)
-        keys = np.empty((len(slices), 2), np.uint64)
-        for row, s in zip(keys, slices, strict=True):
-            t = 0 if apart else s
-            row[:] = [(2**63 + 5 + t * 2654435761) % 2**64, (offset - 2 * t) % 2**64]
-        if aimed:
-            tensors[0] = self._aimed(tensors[1], keys, elements, slices, slice_numel)
-            areas[0].array[indices[0]] = tensors[0].view(self.ints).numpy().view(self.bits)
-
-        state = None
-        if self.kernel_name.source == "NoKey":
-            pass
-        elif self.kernel_name.source == "KeyTensor":
-            start = 0 if apart else slices.start * 16
-            areas.append(Area("key", keys[: 1 if apart else None].reshape(-1), start=start))
-        else:
-            areas.append(Area("key", np.zeros(2, np.uint64), writable=True))
-            if captured:
-                part = (4 * (int(keys[0, 1]) - 6)) % 2**64
-                areas.append(Area("seed", keys[0, :1].copy()))
-                areas.append(Area("offset", np.array([part], np.uint64)))
-        memory = Memory()
-        addresses = [
-            memory.allocate(a.name, a.array, writable=a.writable, start=a.start) for a in areas
+        self.offset = offset
+        ranges, blocks = self._elements(blocks)
+        elements = np.concatenate([np.arange(r.start, r.stop) for r in ranges])
+        operands = [
+            self._operand(strides or dense(shape), first)
+            for strides, first in zip((x_strides, scale_strides), shift, strict=True)
         ]
-        if self.kernel_name.source == "Generator":
-            at = 4 * int(keys[0, 1]) % 2**64
-            state = GeneratorState(int(keys[0, 0]), at, 0, 0, addresses[3])
-            if captured:
-                # the graph's own part of the offset comes on top
-                state = GeneratorState(0, 4 * 6, addresses[4], addresses[5], addresses[3])
-        shifted = [a + s * self.itemsize for a, s in zip(addresses[:3], shift, strict=True)]
-        if self.kernel_name.op == "noise":
-            shifted[:2] = [0, 0]  # which reads neither
-        numbers = numbered(dims, slice_numel)
-        if apart:
-            for _, strides in numbers:
-                strides[3:] = [strides[3] + apart * (strides[4] // 2), 0]
-        problem = make_problem(
-            numbers,
-            (shifted[0], shifted[1], shifted[2]),
-            addresses[3] if self.kernel_name.source == "KeyTensor" else 0,
-            first_index=first_index,
-            form=FORMS[self.kernel_name.scale],
-        )
-        status, launches = self.gpu.record(self.kernel_name.op, self.dtype, problem, state)
-        assert status == 0, (self.kernel_name, label, status)
-        launch = launches[0]
-        assert launch.name == self.kernel_name, (launch.name, self.kernel_name, label)
-        infinity = torch.tensor([float("inf")], dtype=self.dtype).view(self.ints).item()
-        case = Case(label, launch, areas, blocks, int(infinity), approx_error, about)
-        memory = case.learn(self.gpu.kernel(self.arch, launch.kernel))
+        given = values or inputs(elements.size, dtype=dtype, seed=len(self.cases))
+        cycle = torch.arange(elements.size) % given[0].numel()
+        tensors = [t[cycle] for t in given]
+        for k in (0, 1):
+            self.gpu.fill(operands[k], elements, tensors[k])
+            # where places coincide (strides of 0), the last value is what all of them read
+            tensors[k] = self.gpu.read(operands[k], elements)
+        if aimed:
+            tensors[0] = self._aimed(tensors[1], ranges)
+            self.gpu.fill(operands[0], elements, tensors[0])
 
-        out = case.expected["out"][indices[2]].view(np.dtype(f"i{self.itemsize}"))
-        assert_same_bits(
-            torch.from_numpy(out).view(self.dtype),
-            self._expected(tensors, keys, elements, slices, slice_numel),
+        self.gpu.stand_in.approx_error = approx_error
+        out, run, kept = self._launch(operands, ranges, blocks, captured)
+        self.gpu.stand_in.approx_error = 0.0
+        if Result(out, run).name != name:
+            self.left_out.append(label)
+            return
+        assert_same_bits(self.gpu.read(out, elements), self._expected(tensors, ranges))
+        last = out.data_ptr() + out.nbytes
+        of_out = []
+        for store in run.stores:
+            at = store.allocation.address + int(store.numbers[0]) * store.width
+            of_out.append(out.data_ptr() <= at < last)
+        size = sum(
+            s.numbers.size * s.width for s, ours in zip(run.stores, of_out, strict=True) if ours
         )
-        once = np.zeros(areas[2].array.size, np.uint16)
-        once[indices[2]] = 1
-        assert np.array_equal(case.writes["out"], np.repeat(once, self.itemsize))
-        if state is not None and 0 in blocks:
-            assert case.expected["key"].tolist() == keys[0].tolist()
-            memory.check_written_once("key")
-        self.cases.append(case)
+        assert size == elements.size * dtype.itemsize
+        memory = self.gpu.stand_in.memories[0]
+        kept = [*kept, *operands, out]
+        self.cases.append(Case(label, run, memory, kept, of_out, dtype, approx_error, about))
 
-    def _elements(self, numel: int, slice_numel: int, blocks: range | None) -> tuple[range, range]:
+    def _operand(self, strides: Ints, first: int) -> Tensor:
+        span = sum((n - 1) * s for n, s in zip(self.shape, strides, strict=True)) + 1
+        storage = torch.empty(first + span, dtype=self.dtype, device="cuda")
+        return storage.as_strided(self.shape, strides, first)
+
+    def _launch(
+        self,
+        operands: list[Tensor],
+        ranges: Sequence[range],
+        blocks: Sequence[range],
+        captured: bool,
+    ) -> tuple[Tensor, Run, list[Any]]:
+        """The call of these operands, and what it uses beside them."""
+        name, gpu = self.kernel_name, self.gpu
+        x, scale = operands
+        form = FORMS[name.scale]
+        some = list(itertools.chain(*blocks))
+        gpu.stand_in.blocks = lambda grid: [b for b in some if b < grid]
+        if name.source != "Generator":
+            key = self._keys(ranges)
+            unread = (name.op, form) == ("sample_backward", "std")
+            place = self.block or ()
+            outs: list[Tensor] = []
+            run = gpu.call(
+                lambda: outs.append(OPS[name.op](x, None if unread else scale, key, form, *place))
+            )
+            return outs[0], run, [key]
+        generator = torch.Generator("cuda").manual_seed(self._seed(0))
+        start = 4 * (self.offset - 2**63)
+        pair: list[Tensor] = []
+        if not captured:
+            generator.set_offset(start)
+            run = gpu.call(lambda: pair.extend(_ops.sample(x, scale, generator, form)))
+            return pair[0], run, [generator, pair]
+        earlier = torch.zeros(24, device="cuda")
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            first = _ops.sample(earlier, earlier, generator)  # the graph's own part of the offset
+            pair.extend(_ops.sample(x, scale, generator, form))
+        generator.manual_seed(self._seed(0))
+        generator.set_offset(start - 4 * 6)
+        graph.replay()
+        torch.cuda.synchronize()
+        run = gpu.stand_in.last
+        assert run is not None
+        return pair[0], run, [generator, graph, earlier, first, pair]
+
+    # Keys and noise
+
+    def _seed(self, key: int) -> int:
+        return (2**63 + 5 + key * 2654435761) % 2**64
+
+    def _key(self, key: int) -> tuple[int, int]:
+        return self._seed(key), (self.offset - 2 * key) % 2**64
+
+    def _keys(self, ranges: Sequence[range]) -> Tensor:
+        """On the device, of a batch those that are used."""
+        if not self.batch:
+            return key_of(*self._key(0)).cuda()
+        keys = torch.empty((*self.shape[: self.batch], 2), dtype=torch.uint64, device="cuda")
+        per_key = math.prod(self.shape[self.batch :])
+        for r in ranges:
+            used = np.arange(r.start // per_key, (r.stop - 1) // per_key + 1)
+            words = [word for key in used.tolist() for word in self._key(key)]
+            places = np.arange(2 * used[0], 2 * used[-1] + 2)
+            self.gpu.fill(keys, places, torch.tensor(words, dtype=torch.uint64))
+        return keys
+
+    @property
+    def _run_numel(self) -> int:
+        """Elements that follow each other in the noise."""
+        return self.shape[-1] if self.block else math.prod(self.shape[self.batch :])
+
+    def _run_start(self, number: int) -> tuple[int, int]:
+        """The key of a run, and the place in its noise where the run begins."""
+        if self.block is None:
+            return (number if self.batch else 0), 0
+        whole, first = self.block
+        indices = [int(i) for i in np.unravel_index(number, self.shape[:-1] or (1,))]
+        key = index = 0
+        for d, (i, n) in enumerate(zip(indices, self.shape[:-1], strict=False)):
+            if d < self.batch:
+                key = key * n + i
+            else:
+                index += (first[d] + i) * math.prod(whole[d + 1 :])
+        return key, index + first[-1]
+
+    def _elements(self, blocks: Sequence[range] | None) -> tuple[list[range], Sequence[range]]:
         """The elements that blocks compute, and the blocks if all are meant."""
-        slice_counters = -(-slice_numel // 4)
-        if (
-            self.first_index % 4 or self.apart % 4
-        ):  # a counter that is cut may go to either side: all of them
-            assert blocks is None
-            cut_counters = numel // slice_numel * ((slice_numel + 6) // 4)
-            return range(numel), range(-(-cut_counters // BLOCK))
-
+        numel, run = math.prod(self.shape), self._run_numel
+        run_counters = -(-run // 4)
+        if self.kernel_name.form == "elements" and self.block is not None:
+            whole, first = self.block
+            if any(n % 4 for n in (*whole[-1:], *first[-1:])):
+                # a counter that is cut may go to either side: all of them
+                assert blocks is None
+                count = numel // run * ((run + 6) // 4)
+                return [range(numel)], [range(-(-count // BLOCK))]
         if self.kernel_name.form == "whole":
-            grid = WholeGrid(numel, self.itemsize)
-            blocks = blocks or range(grid.blocks)
-            return grid.elements(blocks), blocks
+            grid = WholeGrid(numel, self.dtype.itemsize)
+            blocks = blocks or [range(grid.blocks)]
+            return [grid.elements(some) for some in blocks], blocks
 
         def first_element(block: int) -> int:
             if self.kernel_name.form == "rows":
                 return min(block * self.per_block, numel)
-            s, counter = divmod(block * BLOCK, slice_counters)
-            return min(s * slice_numel + 4 * counter, numel)
+            number, counter = divmod(block * BLOCK, run_counters)
+            return min(number * run + 4 * counter, numel)
 
         if blocks is None:
-            per_block = self.per_block
-            units = numel
-            if self.kernel_name.form == "elements":
-                units, per_block = numel // slice_numel * slice_counters, BLOCK
-            blocks = range(-(-units // per_block))
-        return range(first_element(blocks.start), first_element(blocks.stop)), blocks
+            rows = self.kernel_name.form == "rows"
+            units = numel if rows else numel // run * run_counters
+            blocks = [range(-(-units // (self.per_block if rows else BLOCK)))]
+        return [range(first_element(b.start), first_element(b.stop)) for b in blocks], blocks
 
-    def _places(self, dims: Dims, elements: range, shift: tuple[int, int, int]) -> Array:
-        rest = np.arange(elements.start, elements.stop)
-        places: Array = np.zeros((3, rest.size), np.int64) + np.array(shift)[:, None]
-        for size, strides in reversed(dims):
-            rest, along = rest // size, rest % size
-            places += along * np.array(strides)[:, None]
-        return places
-
-    def _expected(
-        self,
-        tensors: list[Tensor],
-        keys: Array,
-        elements: range,
-        slices: range,
-        slice_numel: int,
-    ) -> Tensor:
+    def _expected(self, tensors: Sequence[Tensor], ranges: Sequence[range]) -> Tensor:
         """What the CPU makes of the same values with the same keys and counters."""
-        parts = []
-        for (seed, offset), s in zip(keys.tolist(), slices, strict=True):
-            low = max(elements.start, s * slice_numel)
-            high = min(elements.stop, (s + 1) * slice_numel)
-            counter, skipped = divmod(self.first_index + s * self.apart + low - s * slice_numel, 4)
-            part = [t[low - elements.start : high - elements.start] for t in tensors]
-            x, log_var = (torch.cat([torch.zeros(skipped, dtype=t.dtype), t]) for t in part)
-            if self.kernel_name.source == "NoKey":
-                parts.append(CPU_OPS[self.kernel_name.op](*part))
-                continue
-            form = FORMS[self.kernel_name.scale]
-            unused = (self.kernel_name.op, form) == ("sample_backward", "std")
-            key = key_of(seed, offset + counter)
-            out = CPU_OPS[self.kernel_name.op](x, None if unused else log_var, key, form)
-            parts.append(out[skipped:])
+        name, form = self.kernel_name, FORMS[self.kernel_name.scale]
+        if name.source == "NoKey":
+            return OPS[name.op](*tensors)
+        unread = (name.op, form) == ("sample_backward", "std")
+        parts, at, run = [], 0, self._run_numel
+        for elements in ranges:
+            for number in range(elements.start // run, (elements.stop - 1) // run + 1):
+                low = max(elements.start, number * run)
+                high = min(elements.stop, (number + 1) * run)
+                key, first = self._run_start(number)
+                counter, skipped = divmod(first + low - number * run, 4)
+                part = [t[at : at + high - low] for t in tensors]
+                at += high - low
+                x, scale = (torch.cat([torch.zeros(skipped, dtype=t.dtype), t]) for t in part)
+                seed, offset = self._key(key)
+                there = key_of(seed, offset + counter)
+                out = OPS[name.op](x, None if unread else scale, there, form)
+                parts.append(out[skipped:])
         return torch.cat(parts)
 
-    def _aimed(
-        self, log_var: Tensor, keys: Array, elements: range, slices: range, slice_numel: int
-    ) -> Tensor:
+    def _aimed(self, scale: Tensor, ranges: Sequence[range]) -> Tensor:
         """x that cancels sigma eps, or takes the product next to where it rounds the other way.
 
         Of a divergence, 0: what is left is the part of log_var. Of noise it is not read.
         """
         if self.kernel_name.op in ("kl_divergence", "noise"):
-            return torch.zeros(log_var.shape, dtype=self.dtype)
+            return torch.zeros(scale.shape, dtype=self.dtype)
         sample = self.kernel_name.op == "sample"
-        x = torch.full(log_var.shape, 0.0 if sample else 1.0)
-        product = self._expected([x, log_var.float()], keys, elements, slices, slice_numel)
-        if sample or self.itemsize == 4:
+        x = torch.full(scale.shape, 0.0 if sample else 1.0)
+        product = self._expected([x, scale.float()], ranges)
+        if sample or self.dtype.itemsize == 4:
             return -product.to(self.dtype)
         # the bits that a half type rounds off, and those that it keeps
         dropped = 23 - {torch.bfloat16: 7, torch.float16: 10}[self.dtype]
@@ -345,91 +366,92 @@ def odd_values(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.tensor(xs).to(dtype).repeat_interleave(log_var.numel()), log_var.repeat(len(xs))
 
 
-def make_cases(gpu: Gpu, arch: int, name: Name, largest: int = 2**20) -> list[Case]:
+def make_cases(gpu: Gpu, name: Name, largest: int = 2**20) -> list[Case]:
     """The cases of a kernel: quick ones that kill most first, a million elements last."""
-    made = Cases(gpu, arch, name)
+    made = Cases(gpu, name)
     {"whole": _whole, "rows": _rows, "elements": _elements}[name.form](made, largest)
+    # Without noise dimensions go in the order of memory, and noise has no operands to be views.
+    assert not made.left_out or name.op == "noise" or name.source == "NoKey", made.left_out
+    assert len(made.cases) > 2 * len(made.left_out), (name, made.left_out)
     return made.cases
 
 
 def _whole(made: Cases, largest: int) -> None:
-    def contiguous(n: int) -> Dims:
-        return [(n, [1, 1, 1])]
-
-    def last_full(n: int) -> range:
-        return range(FEW_BLOCKS - n, FEW_BLOCKS)
+    def last_full(n: int) -> list[range]:
+        return [range(FEW_BLOCKS - n, FEW_BLOCKS)]
 
     block = made.per_block
     few = FEW_BLOCKS * block  # from here on there are full blocks
     odd = odd_values(made.dtype)
-    made.add("a full block", contiguous(few), blocks=last_full(1))
-    made.add("a tail", contiguous(11), offset=2**64 - 1)
-    made.add("aimed", contiguous(few), blocks=last_full(4), aimed=True)
+    made.add("a full block", (few,), blocks=last_full(1))
+    made.add("a tail", (11,), offset=2**64 - 1)
+    made.add("aimed", (few,), blocks=last_full(4), aimed=True)
     for tail in range(1, 5):
-        made.add(f"aimed, tail {tail}", contiguous(block - tail), aimed=True)
+        made.add(f"aimed, tail {tail}", (block - tail,), aimed=True)
     for n in (1, 2, 3, 4):
-        made.add(f"{n} elements", contiguous(n))
-    made.add("a long tail", contiguous(block - 1))
+        made.add(f"{n} elements", (n,))
+    made.add("a long tail", (block - 1,))
     made.add(
         "blocks and a tail",
-        contiguous(few + block // 2 + 5),
-        blocks=range(FEW_BLOCKS - 2, FEW_BLOCKS + 3),
+        (few + block // 2 + 5,),
+        blocks=[range(FEW_BLOCKS - 2, FEW_BLOCKS + 3)],
         offset=2**64 - few // 4 + 300,
     )
-    made.add("the last without full blocks", contiguous(few - 1), blocks=range(2045, 2048))
+    made.add("the last without full blocks", (few - 1,), blocks=[range(2045, 2048)])
     for turn in range(4):  # each lane of each vector of a thread gets some
         values = (odd[0].roll(turn * (block // 4 + 1)), odd[1].roll(turn * (block // 4 + 1)))
-        made.add(f"extremes, {turn}", contiguous(few), blocks=last_full(2), values=values)
-        made.add(f"extremes in the tail, {turn}", contiguous(block - 2), values=values)
+        made.add(f"extremes, {turn}", (few,), blocks=last_full(2), values=values)
+        made.add(f"extremes in the tail, {turn}", (block - 2,), values=values)
     for turn in range(8):  # one word of 256 shows the half step of u
-        made.add(f"a tail's words, {turn}", contiguous(block - 1), offset=10_007 * turn)
-    made.add("beyond 2^63", contiguous(few), blocks=last_full(1), offset=2**63 - few // 4 + 3)
+        made.add(f"a tail's words, {turn}", (block - 1,), offset=10_007 * turn)
+    made.add("beyond 2^63", (few,), blocks=last_full(1), offset=2**63 - few // 4 + 3)
     if made.kernel_name.source == "KeyTensor":
+        first = 2**40 + 12
         made.add(
             "a block",
-            contiguous(few + 7),
-            blocks=range(FEW_BLOCKS - 1, FEW_BLOCKS + 1),
-            first_index=2**40 + 12,
+            (few + 7,),
+            blocks=[range(FEW_BLOCKS - 1, FEW_BLOCKS + 1)],
+            block=((first + few + 7,), (first,)),
         )
-    for power in (31, 33, 35):
-        last = (2**power + 77) // block
-        for label, first in (("middle", last // 2), ("end", last - 1)):
-            blocks = range(first, first + 2)
-            made.add(
-                f"2^{power}, {label}", contiguous(2**power + 77), blocks=blocks, about="places"
-            )
+    for numel in (2**31 + 77, 2**33 + 77, 2**32 * made.per_vector + 77):
+        last = numel // block
+        blocks = [range(last // 2, last // 2 + 2), range(last - 1, last + 1)]
+        made.add(f"{numel:#x}", (numel,), blocks=blocks, about="places")
     if made.kernel_name.source == "Generator":
-        made.add("captured", contiguous(few), blocks=range(1), captured=True)
-        made.add("captured, a tail", contiguous(2 * block + 11), captured=True)
-        made.add("captured, odd", contiguous(5), captured=True, offset=2**61 + 3)
+        made.add("captured", (few,), blocks=[range(1)], captured=True)
+        made.add("captured, a tail", (2 * block + 11,), captured=True)
+        made.add("captured, odd", (5,), captured=True, offset=2**61 + 3)
     for error in (-1.0, 1.0):
         made.add(
             f"root off by {error}",
-            contiguous(few),
+            (few,),
             blocks=last_full(8),
             approx_error=error,
             about="values",
         )
-        made.add(
-            f"root off by {error}, tail", contiguous(block - 3), approx_error=error, about="values"
-        )
+        made.add(f"root off by {error}, tail", (block - 3,), approx_error=error, about="values")
     for turn in range(16):  # what is left of a vector is less than one
         made.add(
             f"left, {turn}",
-            contiguous(2 * made.per_vector - 1 - turn % 2),
+            (2 * made.per_vector - 1 - turn % 2,),
             offset=10_007 * turn,
             aimed=True,
             about="values",
         )
     for label, n in (("many", min(2**16, largest)), ("most", largest)):
-        blocks = last_full(n // block)
-        made.add(f"{label}, full", contiguous(few), blocks=blocks, aimed=True, about="values")
+        made.add(f"{label}, full", (few,), blocks=last_full(n // block), aimed=True, about="values")
         # below the full blocks, of which float32 has some from 2^20 on
-        made.add(f"{label}, tail", contiguous(n - 1), offset=3, aimed=True, about="values")
+        made.add(f"{label}, tail", (n - 1,), offset=3, aimed=True, about="values")
 
 
-def _views(made: Cases, largest: int) -> Dims:
-    """What rows and elements have in common. Returns the dims of many elements."""
+def apart(shape: Ints, first: int, step: int) -> Block:
+    """Rows of a block that lie `step` from each other in the noise, after a row of the whole."""
+    whole = (shape[0] + 1, *shape[1:-1], step)
+    return whole, (1, *(0 for _ in shape[1:-1]), first)
+
+
+def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
+    """What rows and elements have in common. Returns the shape of many elements, and strides."""
     rows = made.kernel_name.form == "rows"
     batched = made.kernel_name.source == "KeyTensor"
     odd = odd_values(made.dtype)
@@ -438,209 +460,186 @@ def _views(made: Cases, largest: int) -> Dims:
     c = 20 * step if rows else 37
     pad = 2 * c if rows else 2 * c + 1
     if made.kernel_name.index_bits == 32:
-        made.add("chunk", [(9, [pad, pad, c]), (c, [1, 1, 1])])
-        made.add("aimed", [(150, [pad, pad, c]), (c, [1, 1, 1])], aimed=True)
-        made.add("permuted", [(3, [c, c, 2 * c]), (2, [3 * c, 3 * c, c]), (c, [1, 1, 1])])
-        made.add("three strides", [(7, [pad, c, c + 8 * step]), (c, [1, 1, 1])], offset=2**64 - 9)
-        four: Dims = [
-            (3, [91 * c, 0, 8 * c]),
-            (2, [40 * c, 30 * c, 4 * c]),
-            (2, [5 * c, 4 * c, 2 * c]),
-            (c, [1, 1, 1]),
-        ]
-        made.add("four dims", four)
-        made.add("expanded", [(5, [0, c, c]), (c, [1, 1, 1])], offset=2**64 - 2)
+        made.add("chunk", (9, c), (pad, 1), (pad, 1))
+        made.add("aimed", (150, c), (pad, 1), (pad, 1), aimed=True)
+        made.add("permuted", (3, 2, c), (c, 3 * c, 1), (c, 3 * c, 1))
+        made.add("half permuted", (3, 2, c), (c, 3 * c, 1))
+        made.add("three strides", (7, c), (pad, 1), (c + 8 * step, 1), offset=2**64 - 9)
+        four = (3, 2, 2, c)
+        four_strides = ((91 * c, 40 * c, 5 * c, 1), (0, 30 * c, 4 * c, 1))
+        made.add("four dims", four, *four_strides)
+        made.add("expanded", (5, c), (0, 1), offset=2**64 - 2)
         if batched:
             for n in (c, 2 * step, 8 * step) if rows else (c, 3, 9):
-                made.add(f"keys of {n}", [(35 * n, [1, 1, 1])], slice_numel=n)
-            made.add("keys of chunks", [(35, [pad, c, c]), (c, [1, 1, 1])], slice_numel=5 * c)
-            made.add("keys of four dims", four, slice_numel=c)
-            made.add(
-                "a block of four dims",
-                four,
-                slice_numel=c,
-                first_index=2**34 + 8,
-                apart=2**33 + 12,
-            )
-            made.add(
-                "a block",
-                [(35, [pad, c, c]), (c, [1, 1, 1])],
-                slice_numel=c,
-                first_index=2**34 + 8,
-                apart=2**33 + 12,
-            )
+                made.add(f"keys of {n}", (35, n), batch=1)
+            made.add("keys of chunks", (7, 5, c), (5 * pad, pad, 1), batch=1)
+            made.add("keys of four dims", four, *four_strides, batch=3)
+            far = 2**33 + 12
+            made.add("a block of four dims", four, *four_strides, block=apart(four, far - 404, far))
+            made.add("a block", (35, c), (pad, 1), block=apart((35, c), 2**32 + 8, far))
         elif made.kernel_name.source == "Generator":
-            made.add("captured", [(9, [pad, c, c]), (c, [1, 1, 1])], captured=True)
-            odd_offset = 2**61 + 3
-            made.add(
-                "captured, far",
-                [(9, [pad, c, c]), (c, [1, 1, 1])],
-                captured=True,
-                offset=odd_offset,
-            )
-        made.add("extremes", [(150, [pad, c, c]), (c, [1, 1, 1])], values=odd)
-        made.add("beyond 2^63", [(40, [pad, c, c]), (c, [1, 1, 1])], offset=2**63 - 3)
+            made.add("captured", (9, c), (pad, 1), (pad, 1), captured=True)
+            made.add("captured, far", (9, c), (pad, 1), (pad, 1), captured=True, offset=2**61 + 3)
+        made.add("extremes", (150, c), (pad, 1), (c, 1), values=odd)
+        made.add("beyond 2^63", (40, c), (pad, 1), (c, 1), offset=2**63 - 3)
         numels = [2**30, 2**31 - 2**22]
     else:
         # the last has more vectors, and more counters, than 32 bits count
         numels = [2**31 + 2**20, 2**33 + 3 * 2**20, made.per_vector * 2**32 + 2**20]
     columns = 150_000 * made.per_vector if rows else 600_011
+    strides = (columns + (8 * step if rows else 1), 1)
+    per_block = BLOCK * (made.per_vector if rows else 4)
     for least in numels:
-        numel = -(-least // columns) * columns
-        dims: Dims = [
-            (numel // columns, [columns + (8 * step if rows else 1), columns, columns]),
-            (columns, [1, 1, 1]),
-        ]
-        last = -(-numel // (BLOCK * (made.per_vector if rows else 4)))
+        shape = (-(-least // columns), columns)
+        numel = math.prod(shape)
+        last = -(-numel // per_block)
         if made.kernel_name.index_bits == 64 and least == numels[0]:
-            made.add("a block", dims, blocks=range(1))
-        for label, first in (("start", 0), ("middle", last // 2 - 1), ("end", last - 2)):
-            made.add(
-                f"{numel:#x}, {label}",
-                dims,
-                blocks=range(first, first + 2),
-                offset=2**64 - 2**31,
-                about="places",
-            )
+            made.add("one block", shape, strides, blocks=[range(1)])
+        ends = [range(first, first + 2) for first in (0, last // 2 - 1, last - 2)]
+        offset = 2**64 - 2**31
+        made.add(f"{numel:#x}", shape, strides, blocks=ends, offset=offset, about="places")
+        most = [range(last - 8, last)]
         if least == numels[0]:
-            made.add("aimed, large", dims, blocks=range(last - 8, last), aimed=True)
-        made.add(f"{numel:#x}, extremes", dims, blocks=range(last - 8, last), values=odd)
+            made.add("aimed, large", shape, strides, blocks=most, aimed=True)
+        made.add(f"{numel:#x}, extremes", shape, strides, blocks=most, values=odd)
         if batched:
+            few = [range(last - 3, last - 1)]
+            # a batch of rows: a counter at the end of each is not whole
+            counters = shape[0] * -(-columns // 4)
+            ends = [range(n - 3, n - 1) for n in ((last if rows else counters // BLOCK),)]
+            made.add(f"{numel:#x}, keys", shape, strides, batch=1, blocks=ends, about="places")
+            block = apart(shape, 2**32 + 8, 2**33 + 12)
+            few = ends
             made.add(
-                f"{numel:#x}, keys",
-                dims,
-                blocks=range(last - 3, last - 1),
-                slice_numel=columns,
-                about="places",
-            )
-            made.add(
-                f"{numel:#x}, a block",
-                dims,
-                blocks=range(last - 3, last - 1),
-                slice_numel=columns,
-                first_index=2**34 + 8,
-                apart=2**33 + 12,
-                about="places",
+                f"{numel:#x}, a block", shape, strides, blocks=few, block=block, about="places"
             )
     # strides beyond 2^32, of vectors too, in each place that a dimension may have
     far, run = 2**32 * made.per_vector, BLOCK * made.per_vector
-    away = [far, far, far]
-    outermost = 3 if made.kernel_name.index_bits == 32 else 3 * 2**22
-    per_row = run // (BLOCK * (made.per_vector if rows else 4))
-    for row in (1, 2, 4):
+    length = run if made.kernel_name.index_bits == 32 else 2**28
+    shift = (0, 0) if rows else (1, 0)
+    firsts = [row * (length // per_block) for row in (1, 2, 4)]
+    made.add(
+        "far rows",
+        (3, 2, 2, length),
+        (far, far, far, 1),
+        (far, far, far, 1),
+        blocks=[range(first, first + run // per_block) for first in firsts],
+        shift=shift,
+        about="places",
+    )
+    if made.kernel_name.index_bits == 64:
+        per_row = run // per_block
+        long = 2**32 + 5 * run  # a size beyond 2^32 in a place where sizes are divided by
+        long *= made.per_vector if rows else 1  # and strides of as many vectors
+        firsts = [5 * per_row + long // run * per_row * row for row in (0, 1)]
         made.add(
-            f"far rows, {row}",
-            [
-                (outermost, away),
-                (2, away),
-                (2, away),
-                (run, [1, 1, 1]),
-            ],
-            blocks=range(row * per_row, (row + 1) * per_row),
-            shift=(0, 0, 0) if rows else (1, 0, 0),
+            "long rows",
+            (3, long),
+            (2 * long, 1),
+            blocks=[range(first, first + 2) for first in firsts],
+            shift=shift,
             about="places",
         )
-    if made.kernel_name.index_bits == 64:
-        long = 2**32 + 5 * run  # a size beyond 2^32 in a place where sizes are divided by
-        for row in (0, 1):
-            first = 5 * per_row + long // run * per_row * row
+        if batched:  # one dimension
+            count = 3 * 2**31 // c
+            first = 2**22 + 1
+            made.add("keys", (count, c), batch=1, blocks=[range(first, first + 2)], about="places")
+        elif not rows:
+            blocks = [range(2**22 + 1, 2**22 + 3)]
+            numel = 3 * 2**31 // c * c
+            made.add("unaligned", (numel,), blocks=blocks, shift=shift, about="places")
+        if made.kernel_name.source == "Generator":
+            made.add("captured", shape, strides, blocks=[range(2)], captured=True)
             made.add(
-                f"long rows, {row}",
-                [(3, [2 * long, long, long]), (long, [1, 1, 1])],
-                blocks=range(first, first + 2),
-                shift=(0, 0, 0) if rows else (1, 0, 0),
-                about="places",
+                "captured, far",
+                shape,
+                strides,
+                blocks=[range(2)],
+                captured=True,
+                offset=2**61 + 3,
             )
-        if batched or not rows:  # one dimension
-            made.add(
-                "unaligned, or keys",
-                [(3 * 2**31 // c * c, [1, 1, 1])],
-                blocks=range(2**22 + 1, 2**22 + 3),
-                slice_numel=c if batched else 0,
-                shift=(0, 0, 0) if rows else (1, 0, 0),
-                about="places",
-            )
-    if made.kernel_name.index_bits == 64 and made.kernel_name.source == "Generator":
-        made.add("captured", dims, blocks=range(2), captured=True)
-        made.add("captured, far", dims, blocks=range(2), captured=True, offset=2**61 + 3)
-    return dims
+    return shape, strides
 
 
 def _rows(made: Cases, largest: int) -> None:
-    dims = _views(made, largest)
+    shape, strides = _views(made, largest)
     if made.kernel_name.index_bits == 64:
         v = made.per_vector
         made.add(
             "short rows",
-            [(2**31 + 2**20, [2 * v, v, v]), (v, [1, 1, 1])],
-            blocks=range(2**24 + 5, 2**24 + 7),
+            (2**31 // v + 2**20, v),
+            (2 * v, 1),
+            blocks=[range(2**20 + 5, 2**20 + 7)],
             about="places",
         )
-    _many(made, dims, largest)
+    _many(made, shape, strides, largest)
 
 
 def _elements(made: Cases, largest: int) -> None:
     batched = made.kernel_name.source == "KeyTensor"
     if made.kernel_name.index_bits == 32:
-        made.add("a block", [(13, [40, 39, 38]), (37, [1, 1, 1])])
+        made.add("rows", (13, 37), (40, 1), (39, 1))
         for n in range(1, 8):
-            made.add(f"{n} unaligned", [(n, [1, 1, 1])], shift=(1, 0, 0))
-        made.add("unaligned", [(1001, [1, 1, 1])], shift=(0, 1, 0))
-        made.add("strided", [(333, [3, 2, 1])])
-        made.add("transposed", [(13, [1, 1, 1]), (17, [13, 14, 15])])
+            made.add(f"{n} unaligned", (n,), shift=(1, 0))
+        if (made.kernel_name.op, made.kernel_name.scale) != ("sample_backward", "Std"):
+            made.add("unaligned", (1001,), shift=(0, 1))  # where the scale is read
+        made.add("strided", (333,), (3,), (2,))
+        made.add("transposed", (13, 17), (1, 13), (1, 14))
         if batched:
             for n in (1, 2, 3, 5, 7):
-                made.add(f"keys of {n} elements", [(41 * n, [1, 1, 1])], slice_numel=n)
+                made.add(f"keys of {n} elements", (41, n), batch=1)
             for first in (1, 2, 3, 2**35 + 6):
-                made.add(f"a block from {first}", [(1001, [1, 1, 1])], first_index=first)
-            for n, first, apart in ((5, 3, 7), (40, 2**34 + 1, 2**33 + 3), (1, 1, 3), (9, 0, 44)):
-                made.add(
-                    f"rows of {n} from {first}, {apart} apart",
-                    [(41 * n, [1, 1, 1])],
-                    slice_numel=n,
-                    first_index=first,
-                    apart=apart,
-                )
-            made.add("keys from 6", [(35 * 9, [1, 1, 1])], slice_numel=9, first_index=6)
+                made.add(f"a block from {first}", (1001,), block=((first + 1001,), (first,)))
+            for n, first, step in ((5, 2, 7), (40, 2**32 + 1, 2**33 + 3), (1, 1, 3), (9, 0, 44)):
+                label = f"rows of {n} from {first}, {step} apart"
+                made.add(label, (41, n), block=apart((41, n), first, step))
+            made.add("keys from 6", (35, 9), batch=1, block=((35, 17), (0, 6)))
             made.add(
                 "a key for each element, at the end",
-                [(2**31 - 1, [1, 1, 1])],
-                slice_numel=1,
-                blocks=range(2**24 - 1, 2**24),
+                (2**31 - 1, 1),
+                batch=1,
+                blocks=[range(2**24 - 1, 2**24)],
                 about="places",
             )
     elif batched:
         for n in (1, 3, 1025):
-            numel = (2**31 + 2**20) // n * n
-            counters = numel // n * -(-n // 4)
-            last = counters // BLOCK - 1
+            slices = (2**31 + 2**20) // n
+            last = slices * -(-n // 4) // BLOCK - 1
             made.add(
                 f"keys of {n} elements",
-                [(numel, [1, 1, 1])],
-                slice_numel=n,
-                blocks=range(last - 1, last + 1),
+                (slices, n),
+                batch=1,
+                blocks=[range(last - 1, last + 1)],
                 about="places",
             )
-    dims = _views(made, largest)
-    if made.kernel_name.index_bits == 64:
+    shape, strides = _views(made, largest)
+    if made.kernel_name.index_bits == 64 and made.kernel_name.op != "noise":
         c = 600_011
         for rows in range(2**31 // c + 1, 2**31 // c + 5):  # tails of every length
             last = -(-rows * c // (4 * BLOCK))
             made.add(
                 f"{rows} rows, the end",
-                [(rows, [c + 1, c, c]), (c, [1, 1, 1])],
-                blocks=range(last - 1, last),
+                (rows, c),
+                (c + 1, 1),
+                blocks=[range(last - 1, last)],
                 about="places",
             )
-    _many(made, dims, largest)
+    _many(made, shape, strides, largest)
 
 
-def _many(made: Cases, dims: Dims, largest: int) -> None:
+def _many(made: Cases, shape: Ints, strides: Ints, largest: int) -> None:
     per_block = BLOCK * (made.per_vector if made.kernel_name.form == "rows" else 4)
     for error in (-1.0, 1.0):
-        blocks = range(2**14 // per_block)
-        made.add(f"root off by {error}", dims, blocks=blocks, approx_error=error, about="values")
-    made.add(
-        "many", dims, blocks=range(min(2**16, largest) // per_block), aimed=True, about="values"
-    )
-    made.add("most", dims, blocks=range(largest // per_block), offset=3, aimed=True, about="values")
+        blocks = [range(2**14 // per_block)]
+        made.add(
+            f"root off by {error}",
+            shape,
+            strides,
+            blocks=blocks,
+            approx_error=error,
+            about="values",
+        )
+    blocks = [range(min(2**16, largest) // per_block)]
+    made.add("many", shape, strides, blocks=blocks, aimed=True, about="values")
+    blocks = [range(largest // per_block)]
+    made.add("most", shape, strides, blocks=blocks, offset=3, aimed=True, about="values")

@@ -1,13 +1,15 @@
 """Change one operator of the compiled PTX at a time, and see that the bits change.
 
-    python tests/mutate_ptx.py                          every seventh mutant, in the text's order
-    python tests/mutate_ptx.py --every 1                all of them, an hour on 2 cores
-    python tests/mutate_ptx.py --sample 500 --seed 1    so many, picked at random
-    python tests/mutate_ptx.py rows bfloat16            of the kernels whose name has these words
+On the stand-in GPU, each of these after `python tests/gpu/run.py`:
 
-Each mutant runs the cases of mutant_cases.py, small ones first: launches recorded as in
-test_cuda.py, results compared as bits, every byte written once. It is killed by the first case that
-goes wrong, be it an error of the interpreter or too many steps. HARMLESS says why those that
+    tests/mutate_ptx.py                          every seventh mutant, in the text's order
+    tests/mutate_ptx.py --every 1                all of them, an hour on 2 cores
+    tests/mutate_ptx.py --sample 500 --seed 1    so many, picked at random
+    tests/mutate_ptx.py rows bfloat16            of the kernels whose name has these words
+
+Each mutant takes the kernel's place in the launches of mutant_cases.py, small ones first: results
+compared as bits, every byte written once. It is killed by the first case that goes wrong, be it an
+error of the interpreter or too many steps. HARMLESS says why those that
 survive every case may; the exit status is 1 for any other survivor, and below 90 % killed.
 
 Operators, by the word that names them in the table:
@@ -41,20 +43,17 @@ import argparse
 import random
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
 from typing import NamedTuple
 
-import gpu_run
 import numpy as np
 import torch
-from gpu_run import Gpu
+from gpu.stand_in import attach
+from gpu_run import Gpu, ptx
 from machine_code import Name
 from mutant_cases import DTYPES, Array, Case, make_cases
 from ptx import Kernel, Module, PTXError
@@ -381,14 +380,6 @@ class Workbench:
 
 
 @dataclass
-class Subject:
-    """A kernel with its cases, as processes get it."""
-
-    source: str
-    cases: list[Case]
-
-
-@dataclass
 class Verdict:
     mutant: Mutant
     killer: str  # the case, or '' for a survivor
@@ -407,7 +398,7 @@ def judge(mutants: list[Mutant], bench: Workbench, cases: list[Case]) -> list[Ve
             verdicts.append(Verdict(mutant, "parsing", "error"))
     for case in cases:
         for mutant in infecting(bench.kernel, alive, case) if alive else ():
-            if how := case.kills(alive[mutant]):
+            if how := case.execute(alive[mutant]):
                 verdicts.append(Verdict(mutant, case.name, how))
                 del alive[mutant]
             else:
@@ -485,61 +476,47 @@ def _beside(
     return replace(instruction, operation=operation, sources=tuple(sources))
 
 
-_subjects: dict[Name, Subject] = {}
+@dataclass(frozen=True)
+class Work:
+    """The mutants of one kernel."""
+
+    arch: int
+    mangled: str
+    mutants: list[Mutant]
+    largest: int = 2**20  # elements of a case
+
+    def done(self) -> tuple[list[Verdict], int]:
+        """The verdicts, and how many instructions no case reaches."""
+        stand_in = attach()
+        stand_in.reset()
+        name = Name.parse(self.mangled)
+        cases = make_cases(Gpu(stand_in, self.arch), name, self.largest)
+        verdicts = judge(self.mutants, Workbench(ptx(self.arch)[self.mangled]), cases)
+        executed = np.array([case.executed for case in cases]).sum(axis=0)
+        return verdicts, int((executed == 0).sum())
 
 
-def _start(subjects: dict[Name, Subject]) -> None:
-    _subjects.update(subjects)
-
-
-def _judge_some(mutants: list[Mutant]) -> list[Verdict]:
-    subject = _subjects[mutants[0].kernel]
-    return judge(mutants, Workbench(subject.source), subject.cases)
-
-
-def kernel_names(gpu: Gpu, arch: int, dtypes: Iterable[str]) -> dict[Name, str]:
+def kernel_names(arch: int, dtypes: Iterable[str]) -> dict[Name, str]:
     """The mangled names, by what they mean."""
-    mangled = [
-        m for op in gpu_run.OPS for m in re.findall(r"\.entry (\w+)\(", gpu.source(op, arch))
-    ]
     wanted = set(dtypes)
-    return {name: m for m in mangled if (name := Name.parse(m)).dtype in wanted}
+    return {name: m for m in ptx(arch) if (name := Name.parse(m)).dtype in wanted}
 
 
-def all_mutants(gpu: Gpu, arch: int, names: dict[Name, str]) -> list[Mutant]:
-    return [mutant for mangled in names.values() for mutant in Mutator(gpu.kernel(arch, mangled))]
+def kernel_of(arch: int, mangled: str) -> Kernel:
+    return Module.parse(ptx(arch)[mangled]).kernels[mangled]
 
 
-def subjects_of(
-    gpu: Gpu, arch: int, names: dict[Name, str], mutants: Iterable[Mutant], largest: int = 2**20
-) -> dict[Name, Subject]:
-    """The kernels of these mutants."""
-    return {
-        name: Subject(gpu.kernel_source(arch, names[name]), make_cases(gpu, arch, name, largest))
-        for name in dict.fromkeys(mutant.kernel for mutant in mutants)
-    }
-
-
-def judge_all(
-    subjects: dict[Name, Subject], mutants: list[Mutant], processes: int
-) -> list[Verdict]:
-    chunks: list[list[Mutant]] = []
-    for mutant in mutants:
-        if not chunks or len(chunks[-1]) >= 800 or chunks[-1][0].kernel != mutant.kernel:
-            chunks.append([])
-        chunks[-1].append(mutant)
-    if processes == 1:
-        _start(subjects)
-        return [verdict for chunk in chunks for verdict in _judge_some(chunk)]
+def judge_all(work: list[Work], processes: int) -> tuple[list[Verdict], Counter[str]]:
+    """In processes of their own: what the cases of a kernel take of the device ends with one."""
     verdicts: list[Verdict] = []
-    # A fork shares the memory of the cases; the processes do without torch.
-    with ProcessPoolExecutor(processes, get_context("fork"), _start, (subjects,)) as pool:
-        for done in pool.map(_judge_some, chunks):
-            before = len(verdicts) // 5000
-            verdicts += done
-            if len(verdicts) // 5000 > before:
-                print(f"{len(verdicts)} of {len(mutants)}", file=sys.stderr, flush=True)
-    return verdicts
+    unreached: Counter[str] = Counter()
+    with get_context("fork").Pool(processes, maxtasksperchild=1) as pool:
+        results = pool.imap(Work.done, work, chunksize=1)
+        for n, (item, (found, missing)) in enumerate(zip(work, results, strict=True), 1):
+            verdicts += found
+            unreached[describe(item.mutants[0].kernel)] += missing
+            print(f"{n} of {len(work)} kernels", file=sys.stderr, flush=True)
+    return verdicts, +unreached
 
 
 class Harmless(NamedTuple):
@@ -759,15 +736,6 @@ def report(verdicts: list[Verdict], unreached: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def unreached(subjects: dict[Name, Subject]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for name, subject in subjects.items():
-        executed = np.array([case.executed for case in subject.cases]).sum(axis=0)
-        if missing := int((executed == 0).sum()):
-            counts[describe(name)] = missing
-    return counts
-
-
 def passes(verdicts: list[Verdict]) -> bool:
     survivors = [v for v in verdicts if not v.killer]
     return all(map(reason_for, survivors)) and len(survivors) <= (1 - FLOOR) * len(verdicts)
@@ -785,22 +753,21 @@ def main() -> int:
     options = parser.parse_args()
     began = time.monotonic()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        gpu = Gpu(Path(folder), (options.arch,))
-        names = kernel_names(gpu, options.arch, options.dtypes)
-        names = {n: m for n, m in names.items() if set(options.words) <= set(describe(n).split())}
-        mutants = all_mutants(gpu, options.arch, names)
-        if options.sample:
-            chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
-            mutants = [mutants[i] for i in sorted(chosen)]
-        else:
-            mutants = mutants[options.seed % options.every :: options.every]
-        subjects = subjects_of(gpu, options.arch, names, mutants)
-        print(
-            f"{len(mutants)} mutants, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True
-        )
-        verdicts = judge_all(subjects, mutants, options.processes)
-    print(report(verdicts, unreached(subjects)))
+    names = kernel_names(options.arch, options.dtypes)
+    names = {n: m for n, m in names.items() if set(options.words) <= set(describe(n).split())}
+    mutants = [m for mangled in names.values() for m in Mutator(kernel_of(options.arch, mangled))]
+    if options.sample:
+        chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
+        mutants = [mutants[i] for i in sorted(chosen)]
+    else:
+        mutants = mutants[options.seed % options.every :: options.every]
+    of: dict[Name, list[Mutant]] = {}
+    for mutant in mutants:
+        of.setdefault(mutant.kernel, []).append(mutant)
+    work = [Work(options.arch, names[name], group) for name, group in of.items()]
+    print(f"{len(mutants)} mutants, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    verdicts, unreached = judge_all(work, options.processes)
+    print(report(verdicts, unreached))
     print(f"{time.monotonic() - began:.0f} s with {options.processes} processes")
     return 0 if passes(verdicts) else 1
 

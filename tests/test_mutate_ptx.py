@@ -5,19 +5,24 @@ from __future__ import annotations
 import random
 import re
 
-import gpu_run
+import machine_code
 import mutate_ptx
 import pytest
-from gpu_run import Gpu
+from gpu.stand_in import StandIn
+from gpu_run import ptx
 from helpers import needs_kernels
 from machine_code import Name
-from mutate_ptx import Mutator, Workbench
+from mutate_ptx import Mutator, Work, Workbench, kernel_of
 from ptx import Kernel, Module, PTXError
 from ptx.model import Instruction
 
+from reparam_fused import _ops
+
 pytestmark = [
     needs_kernels,
-    pytest.mark.skipif(not gpu_run.has_nvcc(), reason="no nvcc to compile the CUDA kernels with"),
+    pytest.mark.slow,
+    pytest.mark.skipif(_ops.cuda_extension is None, reason="the CUDA extension is not built"),
+    pytest.mark.skipif(not machine_code.has_nvcc(), reason="no nvcc to compile the kernels with"),
 ]
 
 ARCH = 90
@@ -31,22 +36,20 @@ SAMPLED = [
 PER_KERNEL = 40
 
 
-@pytest.fixture(scope="module")
-def gpu(tmp_path_factory: pytest.TempPathFactory) -> Gpu:
-    return Gpu(tmp_path_factory.mktemp("gpu"), (ARCH,))
+@pytest.fixture(autouse=True)
+def on_stand_in(stand_in: StandIn) -> None:
+    """All of them: its interpreter reads the text, and its run selects them."""
 
 
-def test_mutants_die(gpu: Gpu) -> None:
-    names = mutate_ptx.kernel_names(gpu, ARCH, mutate_ptx.DTYPES)
+def test_mutants_die() -> None:
+    names = mutate_ptx.kernel_names(ARCH, mutate_ptx.DTYPES)
     chosen = random.Random(SEED)
-    mutants = [
-        mutant
-        for name in SAMPLED
-        for mutant in chosen.sample(list(Mutator(gpu.kernel(ARCH, names[name]))), PER_KERNEL)
-    ]
-    subjects = mutate_ptx.subjects_of(gpu, ARCH, names, mutants, largest=2**16)
-    verdicts = mutate_ptx.judge_all(subjects, mutants, processes=1)
-    assert len(verdicts) == len(mutants)
+    verdicts = []
+    for name in SAMPLED:
+        mutants = list(Mutator(kernel_of(ARCH, names[name])))
+        work = Work(ARCH, names[name], chosen.sample(mutants, PER_KERNEL), largest=2**16)
+        verdicts += work.done()[0]
+    assert len(verdicts) == PER_KERNEL * len(SAMPLED)
     assert mutate_ptx.passes(verdicts), mutate_ptx.report(verdicts, {})
 
 
@@ -60,11 +63,11 @@ def _operands(kernel: Kernel, instruction: Instruction) -> list[str | list[int] 
     return [*sources, *(d and kernel.register_names[d.slot] for d in instruction.destinations)]
 
 
-def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
+def test_a_mutant_is_what_reading_its_text_gives() -> None:
     """Only the changed instruction is read: the kernel is that of the whole text, changed."""
-    names = mutate_ptx.kernel_names(gpu, ARCH, ["float16"])
+    names = mutate_ptx.kernel_names(ARCH, ["float16"])
     name = Name("rows", "sample", "LogVar", "float16", 64, "KeyTensor")
-    bench = Workbench(gpu.kernel_source(ARCH, names[name]))
+    bench = Workbench(ptx(ARCH)[names[name]])
     mutants = list(Mutator(bench.kernel))
     for mutant in random.Random(SEED).sample(mutants, 20):
         line = bench.lines[mutant.line - 1]
@@ -88,9 +91,9 @@ def test_a_mutant_is_what_reading_its_text_gives(gpu: Gpu) -> None:
             assert one.target == other.target
 
 
-def test_every_operator_has_mutants(gpu: Gpu) -> None:
-    names = mutate_ptx.kernel_names(gpu, ARCH, ["bfloat16"])
-    mutants = [m for n in names.values() for m in Mutator(gpu.kernel(ARCH, n))]
+def test_every_operator_has_mutants() -> None:
+    names = mutate_ptx.kernel_names(ARCH, ["bfloat16"])
+    mutants = [m for n in names.values() for m in Mutator(kernel_of(ARCH, n))]
     documented = set(re.findall(r"^    ([a-z]+)  +\S", mutate_ptx.__doc__ or "", re.M))
     assert {m.operator for m in mutants} == documented
     assert len({str(m) for m in mutants}) == len(mutants)

@@ -46,7 +46,7 @@ enum : Status {
 
 constexpr int kDevices = 2;
 // More than any GPU has: tensors of which a test touches a part, and that cost no more.
-constexpr size_t kDeviceBytes = size_t{1} << 41;
+constexpr size_t kDeviceBytes = size_t{1} << 43;
 
 // Held by every function of the two interfaces, and never while Python is called: a thread
 // may wait for it that has Python's lock, and locks of torch's.

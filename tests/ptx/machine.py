@@ -186,6 +186,7 @@ class Machine:
         except PTXError as error:
             raise PTXError(self._located(error, instruction, threads)) from None
         self.stats.instructions += issued
+        self.stats.steps = max(self.stats.steps, steps)
 
     def _located(self, error: PTXError, instruction: Instruction | None, threads: Threads) -> str:
         where = f"kernel {self.kernel.name}"

@@ -87,6 +87,7 @@ class Stats:
     """What a launch did. A thread whose guard is false issues an instruction, no more."""
 
     instructions: int = 0
+    steps: int = 0  # that threads took together, at most
     executed: list[int] = field(default_factory=list)
     read_bytes: Counter[str] = field(default_factory=Counter)
     written_bytes: Counter[str] = field(default_factory=Counter)
