@@ -279,7 +279,8 @@ const char* message(Status status) {
       {kCaptureUnjoined, "capturing stream has unjoined work"},
       {kCaptureIsolation, "dependency created on uncaptured work in another stream"},
       {kCapturedEvent, "operation not permitted on an event last recorded in a capturing stream"},
-      {kCaptureWrongThread, "attempt to terminate a thread-local capture sequence from another thread"},
+      {kCaptureWrongThread,
+       "attempt to terminate a thread-local capture sequence from another thread"},
   };
   const auto found = words.find(status);
   thread_local std::string text;
@@ -481,9 +482,8 @@ Status wait(Stream* stream, Event* event) {
   if (event->ticket == 0) return kSuccess;
   const uint64_t ticket = event->ticket;
   Stream* const from = event->stream;
-  enqueue(stream, "a wait for an event", [=] {
-    return run_until(from, [=] { return event->done >= ticket; });
-  });
+  enqueue(stream, "a wait for an event",
+          [=] { return run_until(from, [=] { return event->done >= ticket; }); });
   return kSuccess;
 }
 
@@ -507,8 +507,9 @@ Status query(Event* event) {
 Status copy(void* to, const void* from, size_t size, Stream* stream) {
   if (size == 0) return kSuccess;
   const bool to_device = is_device_memory(to), from_device = is_device_memory(from);
-  const char* kind = to_device ? from_device ? "on the device" : "to the device"
-                     : from_device ? "to the host" : "on the host";
+  const char* kind = to_device     ? from_device ? "on the device" : "to the device"
+                     : from_device ? "to the host"
+                                   : "on the host";
   note("copy", kind);
   const bool pageable = (!to_device && !is_pinned(to)) || (!from_device && !is_pinned(from));
   if (pageable && stream->capture != nullptr) {
@@ -530,8 +531,8 @@ Status copy(void* to, const void* from, size_t size, Stream* stream) {
       const uint8_t* written = s.written + place_of(from);
       const auto* gap = static_cast<const uint8_t*>(std::memchr(written, 0, size));
       if (gap != nullptr) {
-        return fail(kIllegalAddress, "byte " + number(gap - written) + " of " + number(size) +
-                                         " was never written");
+        return fail(kIllegalAddress,
+                    "byte " + number(gap - written) + " of " + number(size) + " was never written");
       }
     }
     std::memmove(to, staged.empty() ? from : staged.data(), size);
@@ -762,8 +763,8 @@ API int stand_in_enqueue(void* handle, const char* name, long id) {
   if (stream == nullptr || stream->device != thread_state().device) {
     return fail(kInvalidHandle, "a stream that is not of the current device");
   }
-  note("launch", std::string(name) + "\t" + number(stream->device) + "\t" +
-                     number(stream->number) + "\t1\t1");
+  note("launch", std::string(name) + "\t" + number(stream->device) + "\t" + number(stream->number) +
+                     "\t1\t1");
   enqueue(stream, name, [id, owner] {
     const Unlocked unlocked;
     return state().on_task(id);

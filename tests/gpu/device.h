@@ -47,6 +47,8 @@ enum : Status {
 constexpr int kDevices = 2;
 // More than any GPU has: tensors of which a test touches a part, and that cost no more.
 constexpr size_t kDeviceBytes = size_t{1} << 43;
+// What it says that it has: a program that fills its GPU would never end.
+constexpr size_t kToldBytes = size_t{1} << 33;
 
 // Held by every function of the two interfaces, and never while Python is called: a thread
 // may wait for it that has Python's lock, and locks of torch's.

@@ -10,8 +10,8 @@
 #include "device.h"
 
 #define API extern "C" __attribute__((visibility("default")))
-#define ENTER           \
-  const Guard guard;    \
+#define ENTER        \
+  const Guard guard; \
   if (const Status entered = enter(__func__)) return static_cast<CUresult>(entered)
 
 using namespace stand_in;
@@ -22,7 +22,9 @@ CUresult result(Status status) { return static_cast<CUresult>(status); }
 
 // A context is its device, and one more: null is none.
 CUcontext context_of(int device) { return reinterpret_cast<CUcontext>(intptr_t{device} + 1); }
-int device_of(CUcontext context) { return static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1; }
+int device_of(CUcontext context) {
+  return static_cast<int>(reinterpret_cast<intptr_t>(context)) - 1;
+}
 
 struct Loaded {
   const void* image;
@@ -203,9 +205,9 @@ API CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfu
 API CUresult cuFuncSetAttribute(CUfunction, CUfunction_attribute, int) { return CUDA_SUCCESS; }
 API CUresult cuFuncSetCacheConfig(CUfunction, CUfunc_cache) { return CUDA_SUCCESS; }
 
-API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz,
-                            unsigned bx, unsigned by, unsigned bz, unsigned shared_bytes,
-                            CUstream handle, void** arguments, void** packed) {
+API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                            unsigned by, unsigned bz, unsigned shared_bytes, CUstream handle,
+                            void** arguments, void** packed) {
   ENTER;
   if (thread_state().context < 0) {
     return result(fail(kInvalidContext, "this thread has no current context"));
@@ -218,9 +220,8 @@ API CUresult cuLaunchKernel(CUfunction function, unsigned gx, unsigned gy, unsig
 }
 API CUresult cuLaunchKernelEx(const CUlaunchConfig* c, CUfunction function, void** arguments,
                               void** packed) {
-  return cuLaunchKernel(function, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX,
-                        c->blockDimY, c->blockDimZ, c->sharedMemBytes, c->hStream, arguments,
-                        packed);
+  return cuLaunchKernel(function, c->gridDimX, c->gridDimY, c->gridDimZ, c->blockDimX, c->blockDimY,
+                        c->blockDimZ, c->sharedMemBytes, c->hStream, arguments, packed);
 }
 
 API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
@@ -232,7 +233,8 @@ API CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
 }
 API CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr at) {
   const Guard guard;
-  if (attribute != CU_POINTER_ATTRIBUTE_DEVICE_POINTER) return result(fail(kNotSupported, "of a pointer"));
+  if (attribute != CU_POINTER_ATTRIBUTE_DEVICE_POINTER)
+    return result(fail(kNotSupported, "of a pointer"));
   if (!is_device_memory(reinterpret_cast<void*>(at))) return CUDA_ERROR_INVALID_VALUE;
   *static_cast<CUdeviceptr*>(value) = at;
   return CUDA_SUCCESS;
@@ -248,10 +250,10 @@ API CUresult cuMemGetAddressRange_v2(CUdeviceptr* base, size_t* size, CUdevicept
 
 // What Triton's driver links to, and these kernels never come to: their names are all it takes.
 extern "C" {
-#define UNKNOWN(function)                                                             \
+#define UNKNOWN(function)                                                                   \
   __attribute__((visibility("default"))) CUresult stand_in_##function() __asm__(#function); \
-  CUresult stand_in_##function() {                                                    \
-    return result(fail(kNotSupported, #function " is not known to tests/gpu/driver.cpp")); \
+  CUresult stand_in_##function() {                                                          \
+    return result(fail(kNotSupported, #function " is not known to tests/gpu/driver.cpp"));  \
   }
 UNKNOWN(cuCtxGetLimit)
 UNKNOWN(cuCtxSetLimit)

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -14,13 +15,13 @@
 
 #define API extern "C" __attribute__((visibility("default")))
 // Every call of the runtime gives its thread the context of its current device.
-#define ENTER                                        \
-  const Guard guard;                                 \
-  thread_state().context = thread_state().device;    \
+#define ENTER                                     \
+  const Guard guard;                              \
+  thread_state().context = thread_state().device; \
   if (const Status entered = enter(__func__)) return result(entered)
 // The stream that a handle means, as `stream`
-#define STREAM(handle)                         \
-  Stream* const stream = stream_of(handle);    \
+#define STREAM(handle)                      \
+  Stream* const stream = stream_of(handle); \
   if (stream == nullptr) return result(fail(kInvalidHandle, "no such stream"))
 
 using namespace stand_in;
@@ -170,7 +171,7 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   std::strcpy(p->name, "stand-in GPU");
   p->major = capability(device) / 10;
   p->minor = capability(device) % 10;
-  p->totalGlobalMem = kDeviceBytes;
+  p->totalGlobalMem = kToldBytes;
   p->sharedMemPerBlock = 48 << 10;
   p->sharedMemPerMultiprocessor = p->sharedMemPerBlockOptin = 99 << 10;
   p->regsPerBlock = p->regsPerMultiprocessor = 65536;
@@ -238,7 +239,9 @@ API cudaError_t cudaGetLastError() {
   thread_state().last_error = kSuccess;
   return static_cast<cudaError_t>(last);
 }
-API cudaError_t cudaPeekAtLastError() { return static_cast<cudaError_t>(thread_state().last_error); }
+API cudaError_t cudaPeekAtLastError() {
+  return static_cast<cudaError_t>(thread_state().last_error);
+}
 API const char* cudaGetErrorString(cudaError_t status) {
   const Guard guard;
   return message(status);
@@ -273,8 +276,8 @@ API cudaError_t cudaFreeHost(void* pointer) {
 }
 API cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   ENTER;
-  *total = kDeviceBytes;
-  *free = kDeviceBytes - bytes_in_use(thread_state().device);
+  *total = kToldBytes;
+  *free = kToldBytes - std::min(kToldBytes, bytes_in_use(thread_state().device));
   return cudaSuccess;
 }
 API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
@@ -402,8 +405,7 @@ API cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t begin, cud
   for (const cudaEvent_t event : {begin, end}) {
     if (of<Event>(event)->done < of<Event>(event)->ticket) return cudaErrorNotReady;
   }
-  *milliseconds =
-      static_cast<float>(of<Event>(end)->milliseconds - of<Event>(begin)->milliseconds);
+  *milliseconds = static_cast<float>(of<Event>(end)->milliseconds - of<Event>(begin)->milliseconds);
   return cudaSuccess;
 }
 
@@ -433,7 +435,7 @@ API cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureS
   ENTER;
   STREAM(handle);
   const Capture* const capture = stream->capture;
-  *status = capture == nullptr   ? cudaStreamCaptureStatusNone
+  *status = capture == nullptr ? cudaStreamCaptureStatusNone
             : capture->invalid ? cudaStreamCaptureStatusInvalidated
                                : cudaStreamCaptureStatusActive;
   if (id != nullptr) *id = capture == nullptr ? 0 : capture->id;
