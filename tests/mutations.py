@@ -213,9 +213,10 @@ BUILD = ("setup.py", "-q", "build_ext", "--inplace")
 
 def killed_by(copy: Path, mutation: Mutation) -> str:
     """The first test that fails, 'the build', or '' for a survivor."""
-    if mutation.file.startswith(("csrc", "setup.py")) and run(
-        copy, sys.executable, *BUILD
-    ).returncode:
+    if (
+        mutation.file.startswith(("csrc", "setup.py"))
+        and run(copy, sys.executable, *BUILD).returncode
+    ):
         return "the build"
     # Most mutations end in the first file, within seconds.
     files = sorted(copy.glob("tests/test_*.py"), key=lambda f: (f.stem != mutation.test, f.stem))

@@ -246,7 +246,6 @@ void note(const std::string& kind, const std::string& text) {
 
 Status enter(const char* function) {
   State& s = state();
-  note("call", function);
   for (auto fault = s.faults.begin(); fault != s.faults.end(); ++fault) {
     if (fault->function != function || fault->calls_before-- > 0) continue;
     const Fault found = *fault;
@@ -646,8 +645,6 @@ Status while_capturing() {
   return broken ? fail(kCaptureUnsupported, "it might break a capture") : Status{kSuccess};
 }
 
-bool capturing() { return !state().captures.empty(); }
-
 // Kernels
 
 int capability(int device) { return state().capabilities[device]; }
@@ -785,10 +782,6 @@ API void stand_in_fault(const char* function, int calls_before, int status, int 
   const Guard guard;
   state().faults.push_back({function, calls_before, status, for_good != 0});
 }
-API int stand_in_faults() {
-  const Guard guard;
-  return static_cast<int>(state().faults.size());
-}
 API void stand_in_capability(int device, int capability) {
   const Guard guard;
   state().capabilities[device] = capability;
@@ -809,10 +802,6 @@ API const char* stand_in_log(int recording) {
 API size_t stand_in_bytes_in_use(int device) {
   const Guard guard;
   return bytes_in_use(device);
-}
-API const char* stand_in_lasting() {
-  const Guard guard;
-  return state().lasting ? message(state().lasting) : "";
 }
 API void stand_in_reset() {
   const Guard guard;

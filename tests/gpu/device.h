@@ -83,8 +83,7 @@ Status fail_for_good(Status status, const std::string& detail);
 const char* message(Status status);
 const char* name_of(Status status);
 
-// What every call begins with: it is counted and noted, and fails if a test has asked for
-// it or if an earlier kernel did.
+// What every call begins with: it fails if a test has asked for it or if an earlier kernel did.
 Status enter(const char* function);
 void note(const std::string& kind, const std::string& detail);
 
@@ -183,7 +182,6 @@ Status end_capture(Stream* stream, Graph** graph);
 Status launch_graph(const Graph& graph, Stream* stream);
 // Refuses, and ends the captures, where a call might break one: an allocation, a wait.
 Status while_capturing();
-bool capturing();
 
 // Kernels
 

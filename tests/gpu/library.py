@@ -30,12 +30,10 @@ _SIGNATURES = {
     "forgotten": (c_long,),
     "message": (c_char_p, c_int),
     "fault": (None, c_char_p, c_int, c_int, c_int),
-    "faults": (c_int,),
     "capability": (None, c_int, c_int),
     "order": (None, c_uint64),
     "log": (c_char_p, c_int),
     "bytes_in_use": (c_size_t, c_int),
-    "lasting": (c_char_p,),
     "reset": (None,),
 }
 

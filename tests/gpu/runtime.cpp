@@ -465,7 +465,6 @@ API cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t* made, cudaGraph_t
 API cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t handle) {
   ENTER;
   STREAM(handle);
-  note("graph", "");
   return result(launch_graph(*reinterpret_cast<Graph*>(graph), stream));
 }
 API cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,8 +56,6 @@ class Events:
     synchronisations: list[str] = field(default_factory=list)
     copies: list[str] = field(default_factory=list)
     allocations: list[int] = field(default_factory=list)
-    graphs: int = 0
-    calls: Counter[str] = field(default_factory=Counter)
 
     def add(self, log: str) -> None:
         for line in log.splitlines():
@@ -72,10 +69,6 @@ class Events:
                 self.copies.append(rest[0])
             elif kind == "allocation":
                 self.allocations.append(int(rest[0]))
-            elif kind == "graph":
-                self.graphs += 1
-            elif kind == "call":
-                self.calls[rest[0]] += 1
 
 
 class StandIn:
@@ -86,7 +79,6 @@ class StandIn:
         self._options()
         self.caching = caching
         self._kernels: list[Kernel | None] = []
-        self._numbers: dict[tuple[int, str, int], int] = {}
         self._tasks: dict[int, Callable[[], None]] = {}
         self._held: dict[int, Tensor] = {}
         self._ids = itertools.count(1)
@@ -273,10 +265,6 @@ class StandIn:
     def name_of(self, tensor: Tensor) -> str:
         """The allocation of a tensor, as Stats names it."""
         return name_of(tensor.untyped_storage().data_ptr())
-
-    def trouble(self) -> str:
-        """The error that every call gives since a kernel failed, or ''."""
-        return str(self.library.lasting().decode())
 
     def reset(self) -> None:
         """As a new process would find it, but for what torch holds."""
