@@ -122,6 +122,7 @@ class Gpu:
     def __init__(self, stand_in: StandIn, arch: int) -> None:
         self.stand_in, self.arch = stand_in, arch
         stand_in.ptx = ptx(arch)
+        stand_in.set_memory(2**43)
 
     def call(self, function: Callable[[], Any]) -> Run:
         """The launch of a call, once it has run."""

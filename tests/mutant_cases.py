@@ -284,14 +284,14 @@ class Cases:
     def _elements(self, blocks: Sequence[range] | None) -> tuple[list[range], Sequence[range]]:
         """The elements that blocks compute, and the blocks if all are meant."""
         numel, run = math.prod(self.shape), self._run_numel
-        run_counters = -(-run // 4)
+        run_counters, cut = -(-run // 4), 0
         if self.kernel_name.form == "elements" and self.block is not None:
             whole, first = self.block
-            if any(n % 4 for n in (*whole[-1:], *first[-1:])):
-                # a counter that is cut may go to either side: all of them
-                assert blocks is None
-                count = numel // run * ((run + 6) // 4)
-                return [range(numel)], [range(-(-count // BLOCK))]
+            cut = first[-1] % 4  # elements of a counter before a run
+            if cut or whole[-1] % 4:
+                run_counters = (run + 6) // 4
+            # where runs are cut in several ways, all of them are needed
+            assert blocks is None or whole[-1] % 4 == 0
         if self.kernel_name.form == "whole":
             grid = WholeGrid(numel, self.dtype.itemsize)
             blocks = blocks or [range(grid.blocks)]
@@ -301,7 +301,7 @@ class Cases:
             if self.kernel_name.form == "rows":
                 return min(block * self.per_block, numel)
             number, counter = divmod(block * BLOCK, run_counters)
-            return min(number * run + 4 * counter, numel)
+            return min(number * run + min(max(4 * counter - cut, 0), run), numel)
 
         if blocks is None:
             rows = self.kernel_name.form == "rows"
@@ -430,7 +430,7 @@ def _whole(made: Cases, largest: int) -> None:
             about="values",
         )
         made.add(f"root off by {error}, tail", (block - 3,), approx_error=error, about="values")
-    for turn in range(16):  # what is left of a vector is less than one
+    for turn in range(32):  # what is left of a vector is less than one
         made.add(
             f"left, {turn}",
             (2 * made.per_vector - 1 - turn % 2,),
@@ -503,16 +503,20 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
             made.add("aimed, large", shape, strides, blocks=most, aimed=True)
         made.add(f"{numel:#x}, extremes", shape, strides, blocks=most, values=odd)
         if batched:
-            few = [range(last - 3, last - 1)]
-            # a batch of rows: a counter at the end of each is not whole
-            counters = shape[0] * -(-columns // 4)
-            ends = [range(n - 3, n - 1) for n in ((last if rows else counters // BLOCK),)]
-            made.add(f"{numel:#x}, keys", shape, strides, batch=1, blocks=ends, about="places")
-            block = apart(shape, 2**32 + 8, 2**33 + 12)
-            few = ends
-            made.add(
-                f"{numel:#x}, a block", shape, strides, blocks=few, block=block, about="places"
-            )
+            end = last
+            if not rows:  # the last counter of each row is not whole
+                end = shape[0] * -(-columns // 4) // BLOCK
+            some = [range(end - 3, end - 1)]
+            made.add(f"{numel:#x}, keys", shape, strides, batch=1, blocks=some, about="places")
+            for first in (2**32 + 8,) if rows else (2**32 + 8, 2**32 + 11):
+                made.add(
+                    f"{numel:#x}, a block from {first}",
+                    shape,
+                    strides,
+                    blocks=some,
+                    block=apart(shape, first, 2**33 + 12),
+                    about="places",
+                )
     # strides beyond 2^32, of vectors too, in each place that a dimension may have
     far, run = 2**32 * made.per_vector, BLOCK * made.per_vector
     length = run if made.kernel_name.index_bits == 32 else 2**28

@@ -6,8 +6,7 @@
 
 #include "../common/problem.h"
 
-// The launchers: torch-free, so that the kernels compile in seconds and can be
-// driven by a test without a GPU.
+// The launchers: torch-free, so that the kernels compile in seconds.
 
 namespace reparam_fused {
 

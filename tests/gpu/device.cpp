@@ -20,7 +20,7 @@ namespace {
 
 // The addresses of device memory. They are handed out once, so that what was freed is
 // never somebody else's; behind every allocation lies a page that nobody may touch.
-constexpr size_t kArenaBytes = size_t{1} << 44;
+constexpr size_t kArenaBytes = size_t{1} << 45;
 constexpr size_t kPage = 4096;
 constexpr int kPoison = 0xff;  // NaN in every floating-point type
 // Larger memory is not poisoned, so that tensors of more than 2^31 elements cost nothing
@@ -49,7 +49,7 @@ struct State {
   size_t next = 0;
   std::map<uintptr_t, Allocation> allocations;
   std::map<uintptr_t, size_t> pinned;
-  size_t in_use[kDevices] = {}, freed_bytes = 0;
+  size_t device_bytes = kDeviceBytes, in_use[kDevices] = {}, freed_bytes = 0;
   std::vector<uintptr_t> to_unmap;
 
   std::vector<std::unique_ptr<Stream>> streams;
@@ -315,11 +315,12 @@ const Allocation* allocation_of(const void* pointer) {
 }
 
 size_t bytes_in_use(int device) { return state().in_use[device]; }
+size_t device_bytes() { return state().device_bytes; }
 
 Status allocate(void** pointer, size_t size, int device) {
   State& s = state();
   const size_t bytes = whole_pages(size);
-  if (s.in_use[device] + size > kDeviceBytes || s.next + bytes + kPage > kArenaBytes) {
+  if (s.in_use[device] + size > s.device_bytes || s.next + bytes + kPage > kArenaBytes) {
     return fail(kOutOfMemory, number(size) + " bytes");
   }
   uint8_t* const at = s.arena + s.next;
@@ -711,6 +712,7 @@ void reset() {
   s.lasting = kSuccess;
   s.faults.clear();
   s.capabilities[0] = s.capabilities[1] = 120;
+  s.device_bytes = kDeviceBytes;
   s.seed = 0;
   unmap_freed();
 }
@@ -785,6 +787,11 @@ API void stand_in_fault(const char* function, int calls_before, int status, int 
 API void stand_in_capability(int device, int capability) {
   const Guard guard;
   state().capabilities[device] = capability;
+}
+// How much memory a device has. Where nobody touches it, it costs nothing.
+API void stand_in_memory(size_t bytes) {
+  const Guard guard;
+  state().device_bytes = bytes;
 }
 API void stand_in_order(uint64_t seed) {
   const Guard guard;

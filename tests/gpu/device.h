@@ -45,10 +45,7 @@ enum : Status {
 };
 
 constexpr int kDevices = 2;
-// More than any GPU has: tensors of which a test touches a part, and that cost no more.
-constexpr size_t kDeviceBytes = size_t{1} << 43;
-// What it says that it has: a program that fills its GPU would never end.
-constexpr size_t kToldBytes = size_t{1} << 33;
+constexpr size_t kDeviceBytes = size_t{8} << 30;  // unless a test asks for more
 
 // Held by every function of the two interfaces, and never while Python is called: a thread
 // may wait for it that has Python's lock, and locks of torch's.
@@ -111,6 +108,7 @@ Status release(void* pointer);
 Status allocate_pinned(void** pointer, size_t size);
 Status release_pinned(void* pointer);
 size_t bytes_in_use(int device);
+size_t device_bytes();
 bool is_device_memory(const void* pointer);
 bool is_pinned(const void* pointer);
 const Allocation* allocation_of(const void* pointer);

@@ -31,6 +31,7 @@ _SIGNATURES = {
     "message": (c_char_p, c_int),
     "fault": (None, c_char_p, c_int, c_int, c_int),
     "capability": (None, c_int, c_int),
+    "memory": (None, c_size_t),
     "order": (None, c_uint64),
     "log": (c_char_p, c_int),
     "bytes_in_use": (c_size_t, c_int),

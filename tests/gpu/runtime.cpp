@@ -1,6 +1,7 @@
 // The stand-in's libcudart.so.13: what torch and the CUDA extension import of it. Of what is
 // not here, build.py makes functions that say their name and fail.
 
+#include <algorithm>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -171,7 +172,7 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
   std::strcpy(p->name, "stand-in GPU");
   p->major = capability(device) / 10;
   p->minor = capability(device) % 10;
-  p->totalGlobalMem = kToldBytes;
+  p->totalGlobalMem = device_bytes();
   p->sharedMemPerBlock = 48 << 10;
   p->sharedMemPerMultiprocessor = p->sharedMemPerBlockOptin = 99 << 10;
   p->regsPerBlock = p->regsPerMultiprocessor = 65536;
@@ -276,8 +277,8 @@ API cudaError_t cudaFreeHost(void* pointer) {
 }
 API cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   ENTER;
-  *total = kToldBytes;
-  *free = kToldBytes - std::min(kToldBytes, bytes_in_use(thread_state().device));
+  *total = device_bytes();
+  *free = device_bytes() - std::min(device_bytes(), bytes_in_use(thread_state().device));
   return cudaSuccess;
 }
 API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {

@@ -243,6 +243,10 @@ class StandIn:
         """The compute capability, 90 for 9.0, until the next reset."""
         self.library.capability(device, capability)
 
+    def set_memory(self, size: int) -> None:
+        """The bytes that each device has, until the next reset."""
+        self.library.memory(size)
+
     def shuffle(self, seed: int) -> None:
         """The order of the streams when the whole device is waited for; 0: the newest first."""
         self.library.order(seed)
