@@ -509,11 +509,12 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
             some = [range(end - 3, end - 1)]
             made.add(f"{numel:#x}, keys", shape, strides, batch=1, blocks=some, about="places")
             for first in (2**32 + 8,) if rows else (2**32 + 8, 2**32 + 11):
+                second = (columns + (6 if first % 4 else 3)) // 4 // BLOCK  # where that row begins
                 made.add(
                     f"{numel:#x}, a block from {first}",
                     shape,
                     strides,
-                    blocks=some,
+                    blocks=some if rows else [range(second, second + 1), *some],
                     block=apart(shape, first, 2**33 + 12),
                     about="places",
                 )
