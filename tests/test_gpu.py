@@ -210,7 +210,12 @@ def everything(mu: Tensor, log_var: Tensor, key: Tensor | None) -> list[Tensor]:
     kl = fused_kl_divergence(mu, log_var)
     ones = torch.ones_like(z)
     grads = torch.autograd.grad((z, kl), (mu, log_var), (ones, ones))
-    return [z.detach(), kl.detach(), *grads, noise(key, 100)]
+    # autograd makes the device of a tensor current; who calls an op may have another one
+    direct = [
+        _ops.sample_backward(mu.detach(), log_var.detach(), key),
+        _ops.kl_divergence_backward(mu.detach(), log_var.detach()),
+    ]
+    return [z.detach(), kl.detach(), *grads, *direct, noise(key, 100)]
 
 
 @pytest.mark.parametrize("seed", range(3))
