@@ -178,7 +178,6 @@ MUTATIONS = [
     Mutation("GPU: noise of slices numbered on", "csrc/call.h", "      if (d < batch) continue;\n", "", "test_gpu", "cuda"),
     Mutation("GPU: a block begins at 0", "csrc/call.h", "      first += offset * stride;\n", "", "test_gpu", "cuda"),
     Mutation("GPU: strides of the output", "csrc/call.h", "x.sizes() == scale.sizes() && in_row_major_order(x) && in_row_major_order(scale)", "x.sizes() == scale.sizes()", "test_gpu", "cuda"),
-    Mutation("GPU: grads of C++ materialised", "csrc/fast_path.cpp", "    ctx->set_materialize_grads(false);\n", "", "test_autograd", "cuda"),
     Mutation("GPU: grads of FusedDraw materialised", "reparam_fused/autograd.py", "        ctx.set_materialize_grads(False)\n        _, scale, key", "        _, scale, key", "test_gpu", "cuda"),
     Mutation("GPU: noise of two filled operands", "reparam_fused/random.py", "return _ops.noise(key, size, dtype, global_shape, global_offset)", "zero = torch.full((), -0.0, dtype=dtype, device=key.device).expand(size)\n    return _ops.sample_from_key(zero, torch.ones_like(zero), key, 'std', global_shape, global_offset)", "test_gpu", "cuda"),
     Mutation("GPU: sample of the extension under Triton", "reparam_fused/_ops.py", 'library.impl("sample", _triton_sample, "CUDA")', "pass", "test_gpu", "triton"),
