@@ -334,26 +334,26 @@ def test_seeds_and_keys_name_different_streams(cuda: torch.device) -> None:
 
 
 def test_threads_share_a_generator(stand_in: StandIn) -> None:
-    """No draw is lost: the generator moves on by the blocks of all."""
-    stand_in.run_kernels = False
+    """No two draws have one key, and the generator moves on by the blocks of all."""
     mu, log_var = on_gpu(*inputs(8))
     generator = torch.Generator("cuda").manual_seed(1)
     warm(lambda: fused_reparameterize(mu, log_var, generator=generator))
     generator.manual_seed(1)
-    barrier, calls = threading.Barrier(4), 3000
+    stand_in.pause(300)
+    draws: list[Tensor] = []
 
     def draw() -> None:
         with torch.no_grad():
-            barrier.wait()
-            for _ in range(calls):
-                fused_reparameterize(mu, log_var, generator=generator)
+            draws.extend(fused_reparameterize(mu, log_var, generator=generator) for _ in range(25))
 
     threads = [threading.Thread(target=draw) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert generator.get_offset() == 4 * calls * 8
+    stand_in.pause(0)
+    assert generator.get_offset() == 100 * 8
+    assert torch.stack(draws).cpu().unique(dim=0).shape[0] == 100
 
 
 # Graphs

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -58,6 +59,7 @@ struct State {
   uint64_t enqueued = 0, tickets = 0, captures_made = 0;
   std::vector<std::unique_ptr<Capture>> captures;
   uint64_t seed = 0;
+  std::atomic<int> pause_microseconds{0};
 
   Status lasting = kSuccess;
   std::string lasting_detail;
@@ -706,8 +708,14 @@ Status launch(Function& function, Sizes grid, Sizes block, unsigned shared_bytes
   return kSuccess;
 }
 
+void pause() {
+  const int microseconds = state().pause_microseconds;
+  if (microseconds > 0) std::this_thread::sleep_for(std::chrono::microseconds(microseconds));
+}
+
 void reset() {
   State& s = state();
+  s.pause_microseconds = 0;
   forget_all_work();
   s.lasting = kSuccess;
   s.faults.clear();
@@ -793,6 +801,7 @@ API void stand_in_memory(size_t bytes) {
   const Guard guard;
   state().device_bytes = bytes;
 }
+API void stand_in_pause(int microseconds) { state().pause_microseconds = microseconds; }
 API void stand_in_order(uint64_t seed) {
   const Guard guard;
   state().seed = seed;

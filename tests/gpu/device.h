@@ -200,6 +200,9 @@ Status launch(Function& function, Sizes grid, Sizes block, unsigned shared_bytes
 // What a test asks for
 
 int capability(int device);  // 10 major + minor
+// Where torch asks whether it captures, which it does in the midst of what its locks protect:
+// so long, that a thread without the lock would come between.
+void pause();
 void reset();
 
 }  // namespace stand_in

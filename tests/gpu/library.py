@@ -33,6 +33,7 @@ _SIGNATURES = {
     "capability": (None, c_int, c_int),
     "memory": (None, c_size_t),
     "order": (None, c_uint64),
+    "pause": (None, c_int),
     "log": (c_char_p, c_int),
     "bytes_in_use": (c_size_t, c_int),
     "reset": (None,),

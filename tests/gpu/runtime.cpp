@@ -433,6 +433,7 @@ API cudaError_t cudaStreamGetCaptureInfo(cudaStream_t handle, cudaStreamCaptureS
                                          unsigned long long* id, cudaGraph_t* graph,
                                          const cudaGraphNode_t** nodes,
                                          const cudaGraphEdgeData** edges, size_t* count) {
+  pause();
   ENTER;
   STREAM(handle);
   const Capture* const capture = stream->capture;

@@ -101,8 +101,6 @@ class StandIn:
         """What a test may set, until the next reset."""
         # The part of their documented error that approximate instructions make
         self.approx_error: float | np.random.Generator = 0.0
-        # False: launches are counted, and compute nothing
-        self.run_kernels = True
         # Of a grid of so many blocks, those that run; None: all
         self.blocks: Callable[[int], Iterable[int]] | None = None
         # By the name of a kernel, PTX to run in place of its module's own
@@ -140,7 +138,7 @@ class StandIn:
         self, number: int, grid: Any, block: Any, shared_bytes: int, arguments: Any, device: int
     ) -> int:
         kernel = self._kernels[number]
-        if not self.run_kernels or kernel is None:
+        if kernel is None:
             return 0
         if kernel.name in self.ptx:
             kernel = kernel_in(self.ptx[kernel.name], kernel.name)
@@ -250,6 +248,10 @@ class StandIn:
     def shuffle(self, seed: int) -> None:
         """The order of the streams when the whole device is waited for; 0: the newest first."""
         self.library.order(seed)
+
+    def pause(self, microseconds: int) -> None:
+        """How long torch waits where it asks whether it captures: within its generators' locks."""
+        self.library.pause(microseconds)
 
     def bytes_in_use(self, device: int = 0) -> int:
         return int(self.library.bytes_in_use(device))
