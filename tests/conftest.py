@@ -73,6 +73,7 @@ def cuda() -> Iterator[torch.device]:
         # Whatever is still queued runs now, so that its faults are this test's.
         torch.cuda.synchronize()
         attach().reset()
+        torch.cuda.set_stream(torch.cuda.default_stream(0))
 
 
 @pytest.fixture(params=DEVICES)

@@ -263,8 +263,9 @@ def test_a_gpu_passes(caching: torch.device, name: str, index: int) -> None:
         name, (check.GPU_CHECKS | check.CHECKS)[name], torch.device("cuda", index)
     )
     assert row["status"] in ("pass", "skip"), row["traceback"]
-    if row["status"] == "skip":
-        assert name == "2**31 elements" or _ops.cuda_extension is None, row["detail"]
+    if row["status"] == "skip":  # memory may be short on a GPU, not on the stand-in
+        short = name == "2**31 elements" and not ON_STAND_IN
+        assert short or _ops.cuda_extension is None, row["detail"]
 
 
 def one_key(op: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from .stand_in import StandIn
+from .stand_in import StandIn, some_blocks
 
 # Each thread loads a float of x and stores it, doubled, in y.
 PTX = """
@@ -314,6 +314,17 @@ def test_a_capture_runs_nothing_and_a_replay_all(twice: _Twice) -> None:
         assert z.tolist() == [2 * value + 1] * 8
 
 
+def test_a_tensor_may_end_within_a_capture(twice: _Twice) -> None:
+    """As the garbage collector may have it."""
+    x, y, left = (torch.ones(8, device="cuda") for _ in range(3))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        twice(x, y)
+        del left
+    graph.replay()
+    assert y.sum() == 16
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_side_streams_of_a_capture(twice: _Twice, waits: bool) -> None:
     """Branches that nothing orders are replayed in another order than they were captured in."""
@@ -417,6 +428,19 @@ def test_work_from_outside_a_capture(stand_in: StandIn) -> None:
 
 
 # Faults, counts, and what it does not know
+
+
+def test_a_grid_without_end_runs_in_part(stand_in: StandIn) -> None:
+    """Around its ends, its middle and powers of two; elsewhere nobody has written."""
+    blocks = some_blocks(2**30 + 5)
+    assert {0, 16, 2**20 - 16, 2**29, 2**29 + 2, 2**30, 2**30 + 4} <= set(blocks)
+    assert blocks == sorted(set(blocks))
+    assert len(blocks) < 1100
+    mu = torch.zeros(1, device="cuda", dtype=torch.bfloat16).expand(2**31)
+    z = torch.ops.reparam_fused.kl_divergence(mu, mu)
+    assert z[-100:].tolist() == [0.0] * 100
+    with pytest.raises(torch.AcceleratorError, match="was never written"):
+        z[2**30 + 2**28 : 2**30 + 2**28 + 100].cpu()
 
 
 def test_out_of_memory_on_demand(stand_in: StandIn, caching_allocator: None) -> None:
