@@ -7,6 +7,7 @@ import subprocess
 import sys
 from glob import glob
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
 
@@ -86,14 +87,26 @@ class BuildWherePossible(cpp_extension.BuildExtension):
 
 
 # Contraction would let the compiler choose where an fma goes, and with it the bits.
-# Without -fopenmp at::parallel_for is serial, and says nothing. The runtime itself is
-# torch's, found at load time: to link one here would bring in a second.
-OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
-CXX = ["-O3", "-ffp-contract=off", "-Wall", "-Wno-ignored-attributes", *OPENMP]
+# Of torch the stable ABI of 2.13 is used, and libtorch_cpu alone, in which it all is: one
+# binary serves every torch since and every Python, with CUDA and without.
+CXX = ["-O3", "-ffp-contract=off", "-Wall", "-Wno-ignored-attributes", "-fvisibility=hidden"]
+STABLE = [("TORCH_TARGET_VERSION", "0x020d000000000000"), ("TORCH_STABLE_ONLY", None)]
+options: dict[str, Any] = {
+    "define_macros": STABLE,
+    "extra_compile_args": {"cxx": CXX, "nvcc": ["-O3"]},
+    "extra_link_args": ["-Wl,-s"] if sys.platform == "linux" else [],
+    "optional": True,
+    "py_limited_api": True,
+}
 cpu = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
 cuda = sorted(glob("csrc/cuda/*.cpp") + glob("csrc/cuda/*.cu"))
-flags = {"cxx": CXX, "nvcc": ["-O3"]}
-extensions = [cpp_extension.CppExtension(CPU, cpu, extra_compile_args=flags, optional=True)]
+extensions = [cpp_extension.CppExtension(CPU, cpu, **options)]
+extensions[0].libraries = ["torch_cpu"]
 if not (cuda_missing := find_cuda()):
-    extensions += [cpp_extension.CUDAExtension(CUDA, cuda, extra_compile_args=flags, optional=True)]
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildWherePossible})
+    extensions += [cpp_extension.CUDAExtension(CUDA, cuda, **options)]
+    extensions[1].libraries = ["torch_cpu", "cudart"]
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildWherePossible},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -2,8 +2,7 @@
 
 from ._patch import patch
 from .backends import backends
-from .functional import fused_reparameterize
-from .kl_divergence import fused_kl_divergence
+from .functional import fused_kl_divergence, fused_reparameterize
 from .random import fold_in, key, noise, split
 
 __all__ = [

@@ -26,9 +26,20 @@ class Position(NamedTuple):
     captured: tuple[Tensor, Tensor] | None = None
 
 
-def blocks(numel: int, dtype: torch.dtype) -> int:
-    """How many counters a call of so many elements uses."""
-    return -(-numel // (2 if dtype == torch.float64 else 4))
+def blocks(mu: Tensor, scale: Tensor) -> int:
+    """How many counters a call with these uses: those of an output of their broadcast shape."""
+    numel = mu.numel()
+    if mu.shape != scale.shape:
+        numel = torch.broadcast_shapes(mu.shape, scale.shape).numel()
+    return -(-numel // (2 if torch.result_type(mu, scale) == torch.float64 else 4))
+
+
+def device_of(generator: torch.Generator) -> torch.device:
+    """The device that it draws on, with an index where there are several."""
+    device = generator.device
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _signed(word: int) -> int:
@@ -65,11 +76,14 @@ def drawn(
 def draw_key(device: torch.device, generator: torch.Generator | None, blocks: int) -> Tensor:
     """A fresh key for so many counters, from the generator of the device.
 
-    On CUDA (seed, offset / 4 + 2^63); elsewhere 64 random bits, with offset 0.
+    On CUDA (seed, offset / 4 + 2^63); elsewhere 64 random bits, with offset 0. For none
+    the generator stays where it is, as in torch.randn(0).
     """
     if device.type == "cuda":
         with drawn(device, generator, blocks) as position:
             return _key_at(position, device)
+    if blocks == 0:
+        return torch.zeros(2, dtype=torch.int64, device=device).view(torch.uint64)
     seed = torch.empty((), dtype=torch.int64, device=device)
     seed.random_(-(2**63), None, generator=generator)
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
@@ -86,17 +100,11 @@ def _key_at(position: Position, device: torch.device) -> Tensor:
     return key.view(torch.uint64)
 
 
-def traced_words(device: torch.device, generator: torch.Generator | None = None) -> Tensor:
-    """64 random bits as two words, by an op that compilers and vmap know to be random.
+def mapped_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """A key drawn under torch.vmap: one for each example or one for all, as its randomness says.
 
-    The ones do not merge two draws into one; the other gives each example a key of its own,
-    or one to all, as its randomness mode says.
+    By torch.randint, whose batching rule does that: 64 bits take two words.
     """
-    return torch.randint(0, 2**32, (2,), device=device, generator=generator)
-
-
-def key_of_words(words: Tensor) -> Tensor:
-    """The key with these words as its seed."""
-    high, low = words.unbind()
+    high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
     seed = high << 32 | low
-    return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
+    return torch.stack([seed, torch.zeros_like(seed)])

@@ -129,7 +129,7 @@ def reparameterize(
     placements = _output_placements(shape, mu, scale)
     local_shape, offset = _block(shape, mesh, placements)
     if key is None:
-        blocks = _draw.blocks(whole.numel(), whole.dtype)
+        blocks = _draw.blocks(mu, scale)
         key = _shared_key(mesh, mu.device, generator, blocks)
     elif isinstance(key, DTensor):
         key = key.full_tensor()

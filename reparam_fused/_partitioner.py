@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from torch._functorch import config
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.utils.checkpoint import CheckpointPolicy
@@ -16,8 +17,11 @@ def drawn_once() -> Iterator[None]:
 
     With an activation memory budget below 1 the partitioner draws again what it was told
     never to recompute (pytorch issue 190758). What may be recomputed it draws from the
-    saved state of the generator; and where the budget is 1, it still keeps the outcome.
+    saved state of the generator. Where the budget is 1 it keeps the outcome, if not told.
     """
+    if config.activation_memory_budget == 1:
+        yield
+        return
     mode = get_proxy_mode()
     inputs = mode.tracer.graph.find_nodes(op="placeholder") if mode is not None else ()
     # A forward and a backward in one graph: torch refuses a marked draw in any other.

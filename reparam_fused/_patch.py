@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.types import _size
 
-from . import _validate, functional
-from .functional import fused_reparameterize
-from .kl_divergence import fused_kl_divergence
+from . import _call, _validate
+from ._forms import SAMPLE
+from .functional import fused_kl_divergence, fused_reparameterize
 
 # The reference path is slower than what it would replace.
 _DEVICES = frozenset(
@@ -58,7 +58,7 @@ def _fusible(mean: object, spread: object) -> bool:
 
 def _plain_call(loc: Tensor, std: Tensor) -> Tensor | None:
     """Nearly every call, which _fusible would make a third longer."""
-    return functional.plain_call(loc, None, std, None, None)
+    return _call.plain(SAMPLE["std"], loc, std)
 
 
 @dataclass

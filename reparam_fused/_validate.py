@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+INTEGERS = (
+    torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint64, torch.uint32, torch.uint16, torch.uint8,
+)  # fmt: skip
 _DTYPE_NAMES = "float32, float64, float16 or bfloat16"
 
 
@@ -33,12 +37,17 @@ def check_tensor(function: str, name: str, value: object) -> None:
 
 
 def check_pair(function: str, mu: object, name: str, scale: object) -> torch.Size:
-    """mu and a scale of this name must go together; their broadcast shape."""
+    """mu and a scale of this name must go together; their broadcast shape.
+
+    As in torch, the scale may be a number, or a tensor without dimensions on the CPU.
+    """
     check_tensor(function, "mu", mu)
-    check_tensor(function, name, scale)
     assert isinstance(mu, Tensor)
+    if isinstance(scale, (int, float, torch.SymFloat)) and not isinstance(scale, bool):
+        return mu.shape
+    check_tensor(function, name, scale)
     assert isinstance(scale, Tensor)
-    if mu.device != scale.device:
+    if mu.device != scale.device and not (scale.dim() == 0 and scale.device.type == "cpu"):
         raise RuntimeError(
             f"{function}(): mu and {name} must be on the same device, "
             f"got mu on {mu.device} and {name} on {scale.device}"
@@ -54,14 +63,31 @@ def check_pair(function: str, mu: object, name: str, scale: object) -> torch.Siz
 
 
 def check_key(function: str, key: object) -> None:
-    """key must be a uint64 tensor (*batch, 2)."""
+    """key must be a uint64 tensor (*batch, 2), or the same bits as int64."""
     expected = "a uint64 tensor of shape (2,) or (*batch, 2), as reparam_fused.key(seed) gives"
     if not isinstance(key, Tensor):
         raise TypeError(f"{function}(): key must be {expected}, got {type(key).__name__}")
-    if key.dtype != torch.uint64:
+    if key.dtype not in (torch.uint64, torch.int64):
         raise TypeError(f"{function}(): key must be {expected}, got dtype {key.dtype}")
     if key.dim() == 0 or key.shape[-1] != 2:
         raise RuntimeError(f"{function}(): key must be {expected}, got shape {tuple(key.shape)}")
+
+
+def check_data(function: str, key: Tensor, data: Tensor) -> None:
+    """data must be integers, each for a key of the batch."""
+    if data.dtype not in INTEGERS:
+        raise TypeError(f"{function}(): data must be an int or integers, got dtype {data.dtype}")
+    if data.device != key.device:
+        raise RuntimeError(
+            f"{function}(): data must be on the device of key, {key.device}, got {data.device}"
+        )
+    try:
+        torch.broadcast_shapes(key.shape[:-1], data.shape)
+    except RuntimeError:
+        raise RuntimeError(
+            f"{function}(): data must broadcast with the batch shape of key "
+            f"{tuple(key.shape[:-1])}, got {tuple(data.shape)}"
+        ) from None
 
 
 def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _ops
+from . import _extensions
 
 
 def backends() -> dict[str, str]:
@@ -21,18 +21,18 @@ def backends() -> dict[str, str]:
         >>> sorted(reparam_fused.backends())
         ['cpu', 'cuda', 'reference', 'triton']
     """
-    if _ops.extension is not None:
-        cpu = f"C++ kernels, {_ops.extension.isa()}"
+    if _extensions.cpu is not None:
+        cpu = f"C++ kernels, {_extensions.cpu.isa()}"
     else:
-        cpu = f"missing ({_ops.missing_reason}): {_ops.HOW_TO_BUILD}"
-    if _ops.cuda_extension is not None:
-        cuda = f"C++ kernels for compute capability {_ops.cuda_extension.archs()}"
+        cpu = f"missing ({_extensions.cpu_missing_reason}): {_extensions.HOW_TO_BUILD}"
+    if _extensions.cuda is not None:
+        cuda = f"C++ kernels for compute capability {_extensions.cuda.archs()}"
     else:
-        cuda = f"missing ({_ops.cuda_missing_reason}): {_ops.HOW_TO_BUILD_CUDA}"
-    if not _ops.has_triton:
-        asked = _ops.gpu_choice == "cuda"
+        cuda = f"missing ({_extensions.cuda_missing_reason}): {_extensions.HOW_TO_BUILD_CUDA}"
+    if not _extensions.has_triton:
+        asked = _extensions.gpu_choice == "cuda"
         triton = f"missing ({'REPARAM_FUSED_GPU=cuda' if asked else 'pip install triton'})"
-    elif _ops.cuda_extension is not None:
+    elif _extensions.cuda is not None:
         triton = "kernels for Intel GPUs; for NVIDIA's too with REPARAM_FUSED_GPU=triton"
     else:
         triton = "kernels for NVIDIA, AMD and Intel GPUs"

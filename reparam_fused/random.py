@@ -2,57 +2,109 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import _ops, _validate, reference
+from . import _draw, _ops, _validate
 
 
-def key(seed: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Make a key from a seed.
+def key(
+    seed: int | Sequence[int] | Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Make a key from a seed, or draw one.
 
     A key is a uint64 tensor ``(seed, offset)`` of shape ``(2,)``: it names one stream
     of standard normals, the same on every device and backend. Equal to
     ``torch.func._random.key(seed)``.
 
+    Every function takes the same 128 bits as int64 too: ``key(7).view(torch.int64)`` is what
+    a module's buffer should hold, as much of torch (gloo's collectives, arithmetic, pickling
+    by numpy) knows no uint64.
+
     Args:
-        seed (int): in ``[0, 2**64)``.
-        device (torch.device, optional): of the key. Default: the current default device.
+        seed (int, or sequence or tensor of them): in ``[0, 2**64)``; in a tensor, which is
+            not read here, a negative one counts as the unsigned one of its 64 bits. Of several
+            seeds each gives a key: a sequence of n gives ``(n, 2)``, a tensor ``(*shape, 2)``.
+        generator (torch.Generator, optional): draws a fresh key in place of a seed, as a call
+            of :func:`fused_reparameterize` without a key does.
+        device (torch.device, optional): of the key. Default: that of the seeds or of the
+            generator, else the current default device.
 
     Raises:
-        TypeError: seed is not an int.
-        ValueError: seed is out of range.
+        TypeError: seed is not an integer, or not integers.
+        ValueError: seed is out of range; or both of seed and generator, or neither.
 
     Example::
 
         >>> import reparam_fused
         >>> reparam_fused.key(42)
         tensor([42,  0], dtype=torch.uint64)
+        >>> reparam_fused.key([1, 2])
+        tensor([[1, 0],
+                [2, 0]], dtype=torch.uint64)
     """
-    if not isinstance(seed, int):
-        raise TypeError(f"key(): argument 'seed' must be int, not {type(seed).__name__}")
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"key(): seed must be in [0, 2**64), got {seed}")
-    return torch.tensor([seed, 0], dtype=torch.uint64, device=device)
+    if (seed is None) == (generator is None):
+        got = "neither" if seed is None else "both"
+        raise ValueError(f"key(): expected seed or generator, got {got}")
+    if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(
+                "key(): argument 'generator' must be torch.Generator, "
+                f"not {type(generator).__name__}"
+            )
+        drawn = _draw.draw_key(_draw.device_of(generator), generator, 1)
+        return drawn if device is None else drawn.to(device)
+    if isinstance(seed, Tensor) or hasattr(seed, "__array__"):
+        seeds = torch.as_tensor(seed)
+        if seeds.dtype not in _validate.INTEGERS:
+            raise TypeError(f"key(): seed must be an int or integers, got dtype {seeds.dtype}")
+        seeds = _as_words(seeds.to(device=device))
+    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        seeds = torch.tensor([_as_word(s) for s in seed], dtype=torch.int64, device=device)
+    else:
+        words = torch.tensor([_as_word(seed), 0], dtype=torch.int64, device=device)
+        return _as_key(words)
+    return _as_key(torch.stack([seeds, torch.zeros_like(seeds)], -1))
 
 
-def _children(key: Tensor, blocks: Tensor) -> Tensor:
-    """The child keys of blocks, ``(*batch, n, 2)``: the Philox words at offset + block."""
-    w0, w1, w2, w3 = reference.words(key, blocks)
-    return torch.stack([w1 << 32 | w0, w3 << 32 | w2], -1).view(torch.uint64)
+def _as_word(seed: object) -> int:
+    """An int as the signed one with the same 64 bits."""
+    try:
+        word = operator.index(seed)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"key(): argument 'seed' must be int, not {type(seed).__name__}") from None
+    if not 0 <= word < 2**64:
+        raise ValueError(f"key(): seed must be in [0, 2**64), got {word}")
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _as_words(integers: Tensor) -> Tensor:
+    """Integers as int64 ones of the same bits."""
+    if integers.dtype == torch.uint64:
+        return integers.view(torch.int64)
+    return integers.to(torch.int64)
+
+
+def _as_key(words: Tensor) -> Tensor:
+    """In a graph a key stays int64: Inductor knows no uint64 constant."""
+    return words if torch.compiler.is_compiling() else words.view(torch.uint64)
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
     """Derive ``num`` independent keys. Equal to ``torch.func._random.split(key, num)``.
 
     Args:
-        key (Tensor): uint64 key of shape ``(*batch, 2)``.
+        key (Tensor): key of shape ``(*batch, 2)``.
         num (int): how many. Default: 2.
 
     Returns:
-        Tensor: keys of shape ``(num, *batch, 2)``.
+        Tensor: keys of shape ``(num, *batch, 2)``, of the dtype of ``key``.
 
     Raises:
         TypeError: key is not a uint64 tensor, or num not an int.
@@ -70,40 +122,50 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"split(): argument 'num' must be int, not {type(num).__name__}")
     if num <= 0:
         raise ValueError(f"split(): num must be positive, got {num}")
-    return _children(key, torch.arange(num, device=key.device)).movedim(-2, 0).contiguous()
+    return _ops.split(key, 0, num)
 
 
-def fold_in(key: Tensor, data: int) -> Tensor:
-    """Derive the key of an integer: a step, a layer, a rank.
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """Derive the key of an integer: a step, a layer, a rank, or of each of many.
 
     Equal to ``split(key, data + 1)[data]`` and to ``torch.func._random.fold_in(key, data)``.
+    A tensor gives a key for each index in it, so that rows may be named by a global id; it is
+    read on its device, and is no constant of a graph.
 
     Args:
-        key (Tensor): uint64 key of shape ``(*batch, 2)``.
-        data (int): in ``[-2**63, 2**64)``; a negative one stands for ``2**64 + data``.
+        key (Tensor): key of shape ``(*batch, 2)``.
+        data (int or Tensor of integers): in ``[-2**63, 2**64)``; a negative one stands for
+            ``2**64 + data``. A tensor broadcasts with ``batch``.
 
     Returns:
-        Tensor: a key of the shape of ``key``.
+        Tensor: keys of shape ``(*broadcast, 2)``, of the dtype of ``key``; of an int one of
+        the shape of ``key``.
 
     Raises:
-        TypeError: key is not a uint64 tensor, or data not an int.
-        RuntimeError: key has another shape.
+        TypeError: key is not a uint64 tensor, or data not an int or a tensor of integers.
+        RuntimeError: key has another shape, data does not broadcast with its batch, or is on
+            another device.
         ValueError: data is out of range.
 
     Example::
 
-        >>> import reparam_fused
+        >>> import torch, reparam_fused
         >>> k = reparam_fused.key(42)
         >>> torch.equal(reparam_fused.fold_in(k, 1), reparam_fused.split(k)[1])
         True
+        >>> reparam_fused.fold_in(k, torch.tensor([7, 5, 1])).shape
+        torch.Size([3, 2])
     """
     _validate.check_key("fold_in", key)
+    if isinstance(data, Tensor):
+        _validate.check_data("fold_in", key, data)
+        return _ops.fold_in(key, _as_words(data))
     if not isinstance(data, int):
         raise TypeError(f"fold_in(): argument 'data' must be int, not {type(data).__name__}")
     if not -(2**63) <= data < 2**64:
         raise ValueError(f"fold_in(): data must be in [-2**63, 2**64), got {data}")
-    signed = data - 2**64 if data >= 2**63 else data
-    return _children(key, torch.tensor([signed], device=key.device)).squeeze(-2)
+    first = data - 2**64 if data >= 2**63 else data
+    return _ops.split(key, first, 1).squeeze(0)
 
 
 def noise(

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+
+from . import _forms
 
 Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -72,11 +74,29 @@ def philox(counter: Words, seed: Tensor) -> Words:
 
 
 def words(key: Tensor, blocks: Tensor) -> Words:
-    """The Philox words at ``offset + blocks`` of uint64 keys ``(*batch, 2)``: ``(*batch, n)``."""
+    """The Philox words at ``offset + blocks`` of keys ``(*batch, 2)``: ``(*batch, n)``."""
     seed, offset = key.view(torch.int64).unsqueeze(-1).unbind(-2)
     position = offset + blocks
     zero = torch.zeros_like(position)
     return philox((position & _LOW_WORD, (position >> 32) & _LOW_WORD, zero, zero), seed)
+
+
+def _children(key: Tensor, blocks: Tensor) -> Tensor:
+    """The child keys of these blocks of keys ``(*batch, 2)``: ``(*batch, n, 2)``."""
+    w0, w1, w2, w3 = words(key, blocks)
+    return torch.stack([w1 << 32 | w0, w3 << 32 | w2], -1).view(key.dtype)
+
+
+def split(key: Tensor, first: int, num: int) -> Tensor:
+    """``num`` child keys from the block ``first`` on: ``(num, *batch, 2)``."""
+    blocks = first + torch.arange(num, device=key.device)
+    return _children(key, blocks).movedim(-2, 0).contiguous()
+
+
+def fold_in(key: Tensor, data: Tensor) -> Tensor:
+    """The child of each key that its element of data names, both broadcast."""
+    data = data.view(torch.int64) if data.dtype == torch.uint64 else data.long()
+    return _children(key, data.unsqueeze(-1)).squeeze(-2)
 
 
 def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:
@@ -161,7 +181,7 @@ def indices(
     return index.flatten()
 
 
-def noise(
+def normals(
     key: Tensor,
     shape: torch.Size,
     dtype: torch.dtype,
@@ -183,11 +203,16 @@ def noise(
     else:
         lanes = torch.stack(_box_muller(w[0], w[1]) + _box_muller(w[2], w[3]), -1)
     if global_shape is None:
-        normals = lanes.flatten(-2)[:, :length]
+        eps = lanes.flatten(-2)[:, :length]
     else:
         lane = (index % per_block).expand(lanes.shape[:-1]).unsqueeze(-1)
-        normals = lanes.gather(-1, lane)
-    return normals.reshape(shape)
+        eps = lanes.gather(-1, lane)
+    return eps.reshape(shape)
+
+
+def noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
+    """eps, in this dtype."""
+    return normals(key, torch.Size(size), dtype, *block).to(dtype).contiguous()
 
 
 def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
@@ -217,7 +242,7 @@ def _operands(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x, scale and eps in the arithmetic dtype, and a tensor for the result."""
     x, scale, out = _as_output(x, scale)
-    return x, scale, noise(key, out.shape, out.dtype, *block), out
+    return x, scale, normals(key, out.shape, out.dtype, *block), out
 
 
 def sample_from_key(
@@ -230,9 +255,10 @@ def sample_from_key(
 ) -> Tensor:
     """z = mu + sigma * eps."""
     mu, scale, eps, out = _operands(mu, scale, key, global_shape, global_offset)
-    if form == "log_var":
-        scale = sigma(scale)
-    z = mu + scale * eps if eps.dtype == torch.float64 else fma(scale, eps, mu)
+    to_sigma = _forms.SAMPLE[form].sigma
+    assert to_sigma is not None
+    std = to_sigma(scale)
+    z = mu + std * eps if eps.dtype == torch.float64 else fma(std, eps, mu)
     return out.copy_(z)
 
 
@@ -248,8 +274,9 @@ def sample_backward(
     if scale is None:
         scale = grad_z
     grad_z, scale, eps, out = _operands(grad_z, scale, key, global_shape, global_offset)
-    grad_sigma = grad_z * eps
-    return out.copy_(grad_sigma * sigma(scale, 0.5) if form == "log_var" else grad_sigma)
+    chain = _forms.SAMPLE[form].chain
+    assert chain is not None
+    return out.copy_(chain(grad_z * eps, scale))
 
 
 def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

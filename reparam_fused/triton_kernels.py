@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import reference
-from ._draw import DOMAIN, Position, blocks, drawn
+from ._draw import DOMAIN, Position
 
 _LOG = tl.constexpr(reference.LOG)
 _SIN = tl.constexpr(reference.SIN)
@@ -534,16 +534,23 @@ def sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Te
     return _launch("sample", mu, scale, _output(mu, scale), key, *options)
 
 
-def sample(
-    mu: Tensor, scale: Tensor, generator: torch.Generator | None, form: str
+def sample_at(
+    mu: Tensor,
+    scale: Tensor,
+    seed: int,
+    offset: int,
+    captured_seed: Tensor | None = None,
+    captured_offset: Tensor | None = None,
+    form: str = "log_var",
 ) -> tuple[Tensor, Tensor]:
-    """z and its key, drawn from a CUDA generator in the kernel."""
+    """z and its key, drawn in the kernel at the place of a CUDA generator."""
+    captured = None
+    if captured_seed is not None and captured_offset is not None:
+        captured = (captured_seed, captured_offset)
     z = _output(mu, scale)
     key = torch.empty(2, dtype=torch.uint64, device=mu.device)
-    if z.numel() > 0:
-        with drawn(mu.device, generator, blocks(z.numel(), z.dtype)) as position:
-            _launch("sample", mu, scale, z, key, form, position=position)
-    return z, key
+    position = Position(seed, offset, captured)
+    return _launch("sample", mu, scale, z, key, form, position=position), key
 
 
 def sample_backward(grad_z: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Tensor:

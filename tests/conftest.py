@@ -9,10 +9,10 @@ import pytest
 import torch
 from gpu.run import ACTIVE
 from gpu.stand_in import StandIn, attach
-from helpers import DTYPES
+from helpers import DTYPES, by_the_ops_alone
 
 import reparam_fused
-from reparam_fused import _ops, functional, kl_divergence
+from reparam_fused import _extensions
 from reparam_fused.check import parts
 
 # tests/gpu/run.py has put a stand-in GPU under this process.
@@ -27,7 +27,7 @@ def pytest_report_header() -> str:
     backends = reparam_fused.backends()
     gpu = "none"
     if HAS_GPU:
-        kernels = backends["cuda"] if _ops.cuda_extension is not None else backends["triton"]
+        kernels = backends["cuda"] if _extensions.cuda is not None else backends["triton"]
         gpu = f"{torch.cuda.get_device_name()}, {kernels}"
     return f"reparam_fused: {reparam_fused.__file__}, cpu: {backends['cpu']}, gpu: {gpu}"
 
@@ -96,13 +96,12 @@ def poisoned_memory() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=["C++ Function", "Python Function"])
+@pytest.fixture(params=["module", "op"])
 def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run the test over the C++ fast path, and over the general path in Python."""
-    if request.param == "Python Function":
-        for module in (functional, kl_divergence):
-            monkeypatch.setattr(module, "plain_call", functional.no_plain_call)
-    elif functional.plain_call is functional.no_plain_call:
+    """Run the test by the module's kernels where the call is plain, and by the ops alone."""
+    if request.param == "op":
+        by_the_ops_alone(monkeypatch)
+    elif _extensions.cpu is None:
         pytest.skip("the C++ extension is not built")
     return request.param
 

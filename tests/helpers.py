@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam_fused import _ops, _patch
+from reparam_fused import _extensions, _forms, _ops, _patch
 from reparam_fused.check.parts import DTYPES as DTYPES
 from reparam_fused.check.parts import assert_same_bits as assert_same_bits
 from reparam_fused.check.parts import extremes as extremes
@@ -33,7 +33,7 @@ NOISY_OPS = (*SCALED_OPS, "noise")
 READING_OPS = (*SCALED_OPS, "kl_divergence", "kl_divergence_backward")
 
 needs_kernels = pytest.mark.skipif(
-    _ops.extension is None, reason="the C++ extension is not built: reference.py is what runs"
+    _extensions.cpu is None, reason="the C++ extension is not built: reference.py is what runs"
 )
 # Of a build without CUDA even fake tensors on a GPU end the process.
 needs_cuda_build = pytest.mark.skipif(
@@ -50,6 +50,13 @@ def assert_as_on_cpu(actual: Tensor, expected: Tensor) -> None:
         )
     else:
         assert_same_bits(actual, expected)
+
+
+def by_the_ops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No call is a plain one: every one goes through the dispatcher."""
+    for form in _forms.FORMS:
+        for name in ("plain", "plain_backward", "plain_draw"):
+            monkeypatch.setattr(form, name, _forms.not_plain)
 
 
 def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:

@@ -15,7 +15,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparam_fused
 from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize
-from reparam_fused.autograd import FusedSample
 
 KEY = key_of(21, 2**32 - 2)
 
@@ -253,12 +252,16 @@ def test_opcheck_of_the_op_that_draws(device: torch.device) -> None:
         torch.library.opcheck(_ops.sample, arguments, test_utils=checks)
 
 
-def test_opcheck_of_the_key_in_a_graph(device: torch.device) -> None:
-    torch.library.opcheck(_ops.traced_key, (device,))
+def test_opcheck_of_the_ops_in_a_graph(device: torch.device) -> None:
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    mu, log_var = leaves(4, 6, device=device)
+    fresh = torch.empty((), dtype=torch.int64, device=device)
+    torch.library.opcheck(_ops.sample_fresh, (mu, log_var, fresh), test_utils=checks)
+    torch.library.opcheck(_ops.traced_sample, (mu, log_var), test_utils=checks)
 
 
 NOT_KERNELS = {
-    "aten::detach", "aten::expand", "aten::view",
+    "aten::alias", "aten::detach", "aten::expand", "aten::view",
     "aten::is_same_size", "aten::_has_same_storage_numel",
 }  # fmt: skip
 
@@ -298,7 +301,7 @@ def test_a_tangent_is_one_op(form: str) -> None:
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(scale, torch.ones_like(scale))
         with Ops() as ops:
-            FusedSample.apply(mu, dual, KEY, form, None, None)
+            fused_reparameterize(mu, **{form: dual}, key=KEY)
     assert ops.names == ["reparam_fused::sample_from_key", "reparam_fused::sample_backward"]
 
 

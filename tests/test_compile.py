@@ -281,8 +281,8 @@ def test_checkpoint_uses_the_noise_of_the_forward(
     assert_gradients_are_of_what_was_returned(call, device)
 
 
-def test_func_grad_within_a_graph_is_refused_or_left_to_eager(device: torch.device) -> None:
-    """dynamo does not trace the Function under torch.func.grad."""
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_func_grad_within_a_graph(backend: str, device: torch.device) -> None:
     mu, log_var = inputs(6, device=device)
     key = KEY.to(device)
 
@@ -291,10 +291,5 @@ def test_func_grad_within_a_graph_is_refused_or_left_to_eager(device: torch.devi
         result: Tensor = torch.func.grad(loss)(log_var)
         return result
 
-    if torch.__version__ >= "2.14":  # before, an error without fullgraph too
-        expected = gradient(mu, log_var)
-        assert_same_bits(torch.compile(gradient, backend="eager")(mu, log_var), expected)
-        torch._dynamo.reset()
-    errors = torch._dynamo.exc.Unsupported, torch._dynamo.exc.TorchRuntimeError
-    with pytest.raises(errors):
-        torch.compile(gradient, backend="eager", fullgraph=True)(mu, log_var)
+    compiled = torch.compile(gradient, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(mu, log_var), gradient(mu, log_var))

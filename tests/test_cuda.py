@@ -32,11 +32,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import reparam_fused
-from reparam_fused import _ops
+from reparam_fused import _extensions, _ops
 
 pytestmark = needs_kernels
 needs_cuda_extension = pytest.mark.skipif(
-    _ops.cuda_extension is None,
+    _extensions.cuda is None,
     reason=f"the CUDA extension is not built: {_ops.cuda_missing_reason}",
 )
 
@@ -47,7 +47,7 @@ PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torc
 
 
 def on(stand_in: StandIn, arch: int) -> Gpu:
-    if _ops.cuda_extension is None:
+    if _extensions.cuda is None:
         pytest.skip(f"not on the CUDA extension: {_ops.cuda_missing_reason}")
     if not machine_code.has_nvcc():
         pytest.skip("no nvcc to compile the CUDA kernels with")

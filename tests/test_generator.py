@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import assert_same_bits, inputs
+from helpers import assert_same_bits, by_the_ops_alone, inputs
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import reparam_fused
-from reparam_fused import _ops, functional, fused_reparameterize
+from reparam_fused import _ops, fused_reparameterize
 from reparam_fused._draw import blocks, draw_key
 
 MU, LOG_VAR = inputs(64, 20)
@@ -109,7 +109,7 @@ def test_both_paths_and_the_fallback_draw_the_same_keys(
     state = default_generator(device).get_state()
     torch.manual_seed(11)
     for i, z in enumerate(drawn):
-        key = draw_key(device, None, blocks(MU.numel(), MU.dtype))
+        key = draw_key(device, None, blocks(MU, LOG_VAR))
         assert (key.dtype, key.device) == (torch.uint64, z.device)
         if device.type == "cuda":
             assert key.tolist() == [11, 2**63 + i * 320]
@@ -117,7 +117,7 @@ def test_both_paths_and_the_fallback_draw_the_same_keys(
             assert key[1] == 0
         assert_same_bits(z, fused_reparameterize(MU, LOG_VAR, key=key.cpu()))
     assert torch.equal(default_generator(device).get_state(), state)
-    monkeypatch.setattr(functional, "plain_call", functional.no_plain_call)
+    by_the_ops_alone(monkeypatch)
     torch.manual_seed(11)
     for z in drawn:
         assert_same_bits(sample(device), z)

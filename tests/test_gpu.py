@@ -18,9 +18,9 @@ from helpers import assert_same_bits, inputs, key_of
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize, noise, reference
+from reparam_fused import _extensions, _ops, fused_kl_divergence, fused_reparameterize, noise, reference
 
-EXTENSION = _ops.cuda_extension is not None
+EXTENSION = _extensions.cuda is not None
 N = 2560
 
 
@@ -586,7 +586,7 @@ def test_keys_of_slices_lie_anywhere(
     keys = keys.reshape(*batch, 2)
     # not the CPU's kernels, whose numbering is the same code
     expected = reference.sample_from_key(mu, log_var, keys)
-    eps = reference.noise(keys, torch.Size(shape), torch.float32)
+    eps = reference.normals(keys, torch.Size(shape), torch.float32)
     wide = torch.stack([keys, keys.flip(0)], -1).cuda()  # words that are not neighbours
     for theirs in (keys.cuda(), wide[..., 0], keys.flip(0).cuda().flip(0)):
         assert_same_bits(_ops.sample_from_key(mu.cuda(), log_var.cuda(), theirs), expected)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import reparam_fused
-from reparam_fused import _ops
+from reparam_fused import _extensions
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("csrc", "reparam_fused", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -169,7 +169,7 @@ def test_a_toolkit_builds_what_it_lists() -> None:
 
 def test_backends_names_the_isa() -> None:
     cpu = reparam_fused.backends()["cpu"]
-    if _ops.extension is None:
+    if _extensions.cpu is None:
         assert cpu.startswith("missing (")
     else:
         assert cpu in {f"C++ kernels, {isa}" for isa in ("scalar", "avx2", "avx512")}

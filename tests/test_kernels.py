@@ -15,7 +15,7 @@ from helpers import assert_same_bits, inputs, key_of, needs_kernels
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import _ops, reference
+from reparam_fused import _extensions, _ops, reference
 
 pytestmark = needs_kernels
 
@@ -222,8 +222,8 @@ def test_an_unknown_isa_is_refused_by_name() -> None:
 
 def test_threads_are_those_of_torch() -> None:
     """at::parallel_for is compiled in, and brings no second OpenMP runtime and no new threads."""
-    assert _ops.extension is not None
-    compiled = Path(_ops.extension.__file__).read_bytes()
+    assert _extensions.cpu is not None
+    compiled = Path(_extensions.cpu.__file__).read_bytes()
     assert b"GOMP_parallel" in compiled or b"__kmpc_fork_call" in compiled
     program = """
 import os, re, torch, reparam_fused

@@ -37,7 +37,7 @@ def test_the_backward_takes_what_the_hooks_unpack(both_paths: str, device: torch
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         z = fused_reparameterize(mu, log_var, key=key_of(4, device=device))
-    saved_key, saved_log_var = packed
+    saved_log_var, saved_key = packed
     assert_same_bits(saved_log_var, log_var)
     assert torch.equal(saved_key.cpu(), key_of(4))
     (grad,) = torch.autograd.grad(z.sum(), log_var)

@@ -16,12 +16,12 @@ from mutate_ptx import Mutator, Work, Workbench, kernel_of
 from ptx import Kernel, Module, PTXError
 from ptx.model import Instruction
 
-from reparam_fused import _ops
+from reparam_fused import _extensions
 
 pytestmark = [
     needs_kernels,
     pytest.mark.slow,
-    pytest.mark.skipif(_ops.cuda_extension is None, reason="the CUDA extension is not built"),
+    pytest.mark.skipif(_extensions.cuda is None, reason="the CUDA extension is not built"),
     pytest.mark.skipif(not machine_code.has_nvcc(), reason="no nvcc to compile the kernels with"),
 ]
 

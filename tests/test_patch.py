@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.distributions import HalfNormal, Independent, LogNormal, Normal
 
 import reparam_fused
-from reparam_fused import _ops, _patch, patch
+from reparam_fused import _extensions, _patch, patch
 
 ORIGINAL = Normal.rsample
 VAE = "diffusers.models.autoencoders.vae"
@@ -244,8 +244,8 @@ def test_without_a_kernel_the_original_is_faster(
 
 
 def test_devices_are_those_with_compiled_kernels() -> None:
-    assert ("cpu" in _patch._DEVICES) == (_ops.extension is not None)
-    assert ("cuda" in _patch._DEVICES) == (_ops.has_triton or _ops.cuda_extension is not None)
+    assert ("cpu" in _patch._DEVICES) == (_extensions.cpu is not None)
+    assert ("cuda" in _patch._DEVICES) == (_extensions.has_triton or _extensions.cuda is not None)
     assert "meta" not in _patch._DEVICES
 
 

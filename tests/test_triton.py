@@ -25,7 +25,7 @@ from helpers import (
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import _draw, _ops
+from reparam_fused import _draw, _extensions, _ops
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = needs_kernels
@@ -251,7 +251,7 @@ print(*(
     assert kernel == "True True False"
     _, triton, kernel = run_python("-c", program, REPARAM_FUSED_GPU="cuda").stdout.splitlines()
     assert triton.startswith("missing (REPARAM_FUSED_GPU=cuda)")
-    assert set(kernel.split()) == {str(_ops.cuda_extension is not None)}
+    assert set(kernel.split()) == {str(_extensions.cuda is not None)}
     wrong = run_python("-c", program, REPARAM_FUSED_GPU="metal")
     assert "REPARAM_FUSED_GPU must be cuda or triton, got 'metal'" in wrong.stderr
 

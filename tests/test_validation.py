@@ -33,9 +33,9 @@ CASES: list[tuple[Call, type[Exception], str]] = [
         "argument 'mu' must be Tensor, not list",
     ),
     (
-        lambda x, k: fused_reparameterize(x, 0.0),
+        lambda x, k: fused_reparameterize(x, "0"),
         TypeError,
-        "argument 'log_var' must be Tensor, not float",
+        "argument 'log_var' must be Tensor, not str",
     ),
     (lambda x, k: fused_reparameterize(x.long(), x), TypeError, f"mu {FLOATS}, got torch.int64"),
     (
@@ -89,9 +89,9 @@ CASES: list[tuple[Call, type[Exception], str]] = [
         f"{KEY}, as reparam_fused.key(seed) gives, got int",
     ),
     (
-        lambda x, k: fused_reparameterize(x, x, key=k.long()),
+        lambda x, k: fused_reparameterize(x, x, key=k.int()),
         TypeError,
-        "got dtype torch.int64",
+        "got dtype torch.int32",
     ),
     (
         lambda x, k: fused_reparameterize(x, x, key=k[:1]),

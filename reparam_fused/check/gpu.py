@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from reparam_fused import _ops, fused_reparameterize, reference
+from reparam_fused import _extensions, _ops, fused_reparameterize, reference
 
 from . import bits
 from .parts import DTYPES, Skip, assert_same_bits, inputs, key_of, need_kernels, require
@@ -28,7 +28,7 @@ def _step(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
 
 def graph(device: torch.device, warm_ups: int) -> str:
     """A captured step draws in each replay what an eager one draws from the same state."""
-    if not warm_ups and _ops.cuda_extension is None:
+    if not warm_ups and _extensions.cuda is None:
         raise Skip("Triton compiles at its first call, which has to come before a capture")
     operands = _operands(device)
     # A stream of this device: torch.cuda.graph's own is that of its first caller.
@@ -110,7 +110,7 @@ def peak_memory(device: torch.device) -> str:
 
 def triton(device: torch.device) -> str:
     """The Triton kernels, where the CUDA extension is what the other rows have checked."""
-    if not _ops.has_triton or _ops.cuda_extension is None:
+    if not _extensions.has_triton or _extensions.cuda is None:
         raise Skip("there are no kernels but those that the other rows have checked")
     from reparam_fused import triton_kernels
 

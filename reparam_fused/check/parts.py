@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from reparam_fused import _ops, backends
+from reparam_fused import _extensions, backends
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -88,8 +88,8 @@ class Skip(Exception):
 
 def need_kernels(device: torch.device, free_bytes: int = 0) -> None:
     """Skip what reference.py does not promise where that is what runs, or memory is short."""
-    gpu_kernels = _ops.cuda_extension or _ops.has_triton
-    if not (gpu_kernels if device.type == "cuda" else _ops.extension):
+    gpu_kernels = _extensions.cuda or _extensions.has_triton
+    if not (gpu_kernels if device.type == "cuda" else _extensions.cpu):
         raise Skip(f"no kernels: {backends()[device.type]}")
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,0 +1,305 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "common/problem.h"
+
+// From the shapes and strides of a call to the tables of a Problem, without torch.
+
+namespace reparam_fused {
+
+// An error for whoever calls an op directly: memory safety hangs on these checks.
+// _validate.py has checked what a user gave, and has the better words.
+template <class... Parts>
+[[noreturn]] void refuse(const Parts&... parts) {
+  std::ostringstream text;
+  text << "reparam_fused: ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+constexpr int kMaxRank = 64;  // torch's own limit in many ops
+
+// A tensor's sizes and strides, or sizes alone. Borrowed.
+struct Shape {
+  int64_t ndim;
+  const int64_t *sizes, *strides;
+};
+
+inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
+  out << '[';
+  for (int64_t d = 0; d < shape.ndim; ++d) out << (d ? ", " : "") << shape.sizes[d];
+  return out << ']';
+}
+
+inline bool same_sizes(const Shape& a, const Shape& b) {
+  return a.ndim == b.ndim && std::equal(a.sizes, a.sizes + a.ndim, b.sizes);
+}
+
+// Whether the elements lie without gaps, the dimension order[0] innermost. Where a
+// dimension of size 1 would go does not count.
+inline bool is_packed(const Shape& shape, const int64_t* order) {
+  int64_t expected = 1;
+  for (int64_t i = 0; i < shape.ndim; ++i) {
+    const int64_t d = order[i];
+    if (shape.sizes[d] != 1 && shape.strides[d] != expected) return false;
+    expected *= shape.sizes[d];
+  }
+  return true;
+}
+
+// Whether the elements lie without gaps in some order
+inline bool is_packed(const Shape& shape) {
+  auto left = std::count_if(shape.sizes, shape.sizes + shape.ndim, [](auto n) { return n != 1; });
+  for (int64_t expected = 1; left > 0; --left) {
+    int64_t d = 0;
+    while (d < shape.ndim && (shape.sizes[d] == 1 || shape.strides[d] != expected)) ++d;
+    if (d == shape.ndim) return false;
+    expected *= shape.sizes[d];
+  }
+  return true;
+}
+
+// What the scale is given as, and where the output lies in a larger tensor, of whose
+// noise it takes its part: neither shape nor offset in a call of the whole.
+struct Options {
+  Form form = kLogVar;
+  std::optional<Shape> global_shape = {}, global_offset = {};
+  bool noise = true;
+};
+constexpr Options kWithoutNoise{kLogVar, {}, {}, false};
+
+inline Form form_of(const std::string& name) {
+  if (name == "log_var") return kLogVar;
+  if (name != "std") refuse("expected form to be log_var or std, got ", name);
+  return kStd;
+}
+
+// Of a backward: its derivative depends on the scale in one form alone.
+inline Form backward_form_of(const std::string& name, bool has_scale) {
+  if (has_scale != (form_of(name) == kLogVar)) {
+    refuse("sample_backward takes a scale in the form log_var, and none in the form std");
+  }
+  return form_of(name);
+}
+
+// As torch promotes: a tensor without dimensions gives way to one with them.
+inline DType promoted(DType x, int64_t x_ndim, DType scale, int64_t scale_ndim) {
+  if (x == scale || (x_ndim > 0 && scale_ndim == 0)) return x;
+  if (x_ndim == 0 && scale_ndim > 0) return scale;
+  return x == kDouble || scale == kDouble ? kDouble : kFloat;
+}
+
+// In each dimension of the output, how far its elements are from each other: as
+// operands, in the output, in the noise, and in the keys.
+enum { kX, kScale, kOut, kIndex, kKey, kStrides };
+
+class Dimensions {
+ public:
+  int64_t ndim;
+  int64_t sizes[kMaxRank];
+  int64_t strides[kStrides][kMaxRank];
+
+  Shape shape() const { return {ndim, sizes, strides[kOut]}; }
+
+  int64_t numel() const {
+    int64_t numel = 1;
+    for (int64_t d = 0; d < ndim; ++d) numel *= sizes[d];
+    return numel;
+  }
+
+  // The shape that both broadcast to
+  void broadcast(const Shape& x, const Shape& scale) {
+    ndim = std::max(x.ndim, scale.ndim);
+    check_rank();
+    for (int64_t d = 0; d < ndim; ++d) {
+      const int64_t i = d - ndim + x.ndim, j = d - ndim + scale.ndim;
+      const int64_t m = i < 0 ? 1 : x.sizes[i], n = j < 0 ? 1 : scale.sizes[j];
+      if (m != n && m != 1 && n != 1) {
+        refuse("expected shapes that broadcast, got ", x, " and ", scale);
+      }
+      sizes[d] = m == 1 ? n : m;
+      strides[kX][d] = i < 0 || m != sizes[d] ? 0 : x.strides[i];
+      strides[kScale][d] = j < 0 || n != sizes[d] ? 0 : scale.strides[j];
+    }
+  }
+
+  // As the strides of the output, those that torch.add(x, scale) gives to its own: in
+  // the common order of the operands, where they have one.
+  void lay_out(const Shape& x, const Shape& scale) {
+    int64_t order[kMaxRank];  // innermost first
+    for (int64_t i = 0; i < ndim; ++i) order[i] = ndim - 1 - i;
+    if (same_sizes(x, scale)) {
+      if (numel() == 0 || (is_packed(x, order) && is_packed(scale, order))) return pack();
+      constexpr int64_t channels_last[] = {1, 3, 2, 0};
+      if (ndim == 4 && is_packed(x, channels_last) && is_packed(scale, channels_last)) {
+        return pack_in(channels_last);
+      }
+      if (std::equal(x.strides, x.strides + ndim, scale.strides) && is_packed(x)) {
+        std::copy_n(x.strides, ndim, strides[kOut]);
+        return;
+      }
+    }
+    // An insertion sort, as where two dimensions go may be left open
+    bool row_major = true;
+    for (int64_t i = 1; i < ndim; ++i) {
+      for (int64_t inner = i - 1, outer = i; inner >= 0; --inner) {
+        const int comparison = compare(order[inner], order[outer]);
+        if (comparison < 0) break;
+        if (comparison == 0) continue;
+        std::swap(order[inner], order[outer]);
+        outer = inner;
+      }
+    }
+    for (int64_t i = 0; i < ndim; ++i) row_major = row_major && order[i] == ndim - 1 - i;
+    row_major ? pack() : pack_in(order);
+  }
+
+  // A shape without operands, in row-major order
+  void pack(const Shape& shape) {
+    ndim = shape.ndim;
+    check_rank();
+    std::copy_n(shape.sizes, ndim, sizes);
+    pack();
+    for (const int k : {kX, kScale}) std::copy_n(strides[kOut], ndim, strides[k]);
+  }
+
+  // In the noise, numbered in row-major order of the whole, from 0 in each slice that a
+  // key tells apart. Returns the index of the first element.
+  int64_t number(const Shape& key, const Options& options) {
+    const int64_t batch = batch_of(key);
+    const auto &whole = options.global_shape, &from = options.global_offset;
+    if (whole.has_value() != from.has_value()) {
+      refuse("expected global_shape and global_offset, or neither");
+    }
+    if (whole && (whole->ndim != ndim || from->ndim != ndim)) {
+      refuse("expected global_shape and global_offset to have the ", ndim,
+             " dimensions of the output");
+    }
+    int64_t stride = 1, first = 0;
+    for (int64_t d = ndim - 1; d >= 0; --d) {
+      const int64_t size = whole ? whole->sizes[d] : sizes[d];
+      const int64_t offset = from ? from->sizes[d] : 0;
+      if (offset < 0 || offset > size - sizes[d]) {
+        refuse("dimension ", d, " of the output, ", sizes[d], " from ", offset, ", is not within ",
+               size);
+      }
+      strides[kKey][d] = d < batch && key.sizes[d] != 1 ? key.strides[d] : 0;
+      strides[kIndex][d] = d < batch ? 0 : stride;
+      if (d < batch) continue;
+      first += offset * stride;
+      if (__builtin_mul_overflow(stride, size, &stride)) {
+        refuse("expected global_shape to have less than 2^63 elements, got ",
+               whole ? *whole : shape());
+      }
+    }
+    return first;
+  }
+
+  // For a call without noise, in which no element has an index of its own: dimensions
+  // in the order of memory, not of logic.
+  void sort_by_memory() {
+    for (int64_t i = 1; i < ndim; ++i) {
+      for (int64_t d = i; d > 0 && strides[kOut][d - 1] < strides[kOut][d]; --d) {
+        std::swap(sizes[d - 1], sizes[d]);
+        for (auto& stride : strides) std::swap(stride[d - 1], stride[d]);
+      }
+    }
+  }
+
+  // Neighbours become one where everything steps through them as through one.
+  void merge() {
+    int64_t merged = 0;  // the dimensions so far
+    for (int64_t d = 0; d < ndim; ++d) {
+      const int64_t size = sizes[d];
+      if (size == 1) continue;
+      bool joined = merged > 0;
+      for (const auto& stride : strides) {
+        joined = joined && stride[merged - 1] == stride[d] * size;
+      }
+      if (!joined) sizes[merged++] = 1;
+      sizes[merged - 1] *= size;
+      for (auto& stride : strides) stride[merged - 1] = stride[d];
+    }
+    if (merged == 0) {
+      sizes[0] = 1;
+      for (auto& stride : strides) stride[0] = 1;
+      merged = 1;
+    }
+    ndim = merged;
+  }
+
+  // The tables of a problem, and its segments
+  void describe(Problem* problem) const {
+    problem->ndim = problem->outer_ndim = static_cast<int>(ndim);
+    problem->segment_numel = 1;
+    while (problem->outer_ndim > 0 &&
+           strides[kIndex][problem->outer_ndim - 1] == problem->segment_numel) {
+      problem->segment_numel *= sizes[--problem->outer_ndim];
+    }
+    problem->sizes = sizes;
+    problem->x_strides = strides[kX];
+    problem->scale_strides = strides[kScale];
+    problem->out_strides = strides[kOut];
+    problem->index_strides = strides[kIndex];
+    problem->key_strides = strides[kKey];
+  }
+
+  // Whether a key of this shape tells slices of the output apart
+  bool fits(const Shape& key) const {
+    if (key.ndim < 1 || key.ndim > ndim + 1 || key.sizes[key.ndim - 1] != 2) return false;
+    for (int64_t d = 0; d + 1 < key.ndim; ++d) {
+      if (key.sizes[d] != 1 && key.sizes[d] != sizes[d]) return false;
+    }
+    return true;
+  }
+
+ private:
+  void check_rank() const {
+    if (ndim > kMaxRank) refuse("expected at most ", kMaxRank, " dimensions, got ", ndim);
+  }
+
+  // In row-major order an empty dimension counts as one of size 1.
+  void pack() {
+    int64_t stride = 1;
+    for (int64_t d = ndim - 1; d >= 0; --d) {
+      strides[kOut][d] = stride;
+      stride *= std::max<int64_t>(sizes[d], 1);
+    }
+  }
+
+  // The dimensions that a key tells apart: ones at the end of its batch leave theirs
+  // within a slice.
+  static int64_t batch_of(const Shape& key) {
+    int64_t batch = std::max<int64_t>(key.ndim - 1, 0);
+    while (batch > 0 && key.sizes[batch - 1] == 1) --batch;
+    return batch;
+  }
+
+  void pack_in(const int64_t* order) {
+    int64_t stride = 1;
+    for (int64_t i = 0; i < ndim; ++i) {
+      strides[kOut][order[i]] = stride;
+      stride *= sizes[order[i]];
+    }
+  }
+
+  // Whether dimension a lies outside of b (1), within it (-1), or it does not matter:
+  // the first operand decides that has a stride in both.
+  int compare(int64_t a, int64_t b) const {
+    for (const int operand : {kX, kScale}) {
+      const int64_t m = strides[operand][a], n = strides[operand][b];
+      if (m == 0 || n == 0) continue;
+      if (m != n) return m < n ? -1 : 1;
+      if (sizes[a] > sizes[b]) return 1;
+    }
+    return 0;
+  }
+};
+
+}  // namespace reparam_fused

@@ -1,0 +1,96 @@
+"""The table of forms: what tells one fused function from another, a row for each.
+
+A row is all that Python knows of a form of the scale. _autograd.py differentiates any row,
+_ops.py computes one where nothing is compiled; a form is added here, in csrc/common and in
+triton_kernels.py, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _extensions, reference
+
+
+def not_plain(*_: object) -> None:
+    """What a plain call is where the compiled module is missing."""
+    return None
+
+
+@dataclass(eq=False)
+class Form:
+    """A function f(x, scale) of each element, and what its derivatives need."""
+
+    #: The ops, and how they are told the form. None: an op of one form, which has no noise.
+    forward: str
+    backward: str
+    name: str | None
+    #: The line that is replaced: the standard deviation in torch's own words. None for an op
+    #: without noise.
+    std: Callable[[Tensor], Tensor] | None = None
+    #: The same by reference.py, bit for bit: sigma of the scale, and the chain rule from a
+    #: gradient of sigma back to the scale.
+    sigma: Callable[[Tensor], Tensor] | None = None
+    chain: Callable[[Tensor, Tensor], Tensor] | None = None
+    #: The gradient of x from that of f. None: it is that of f.
+    by_x: Callable[[Tensor, Tensor], Tensor] | None = None
+    #: The derivative of the backward by the scale, from (backward(g), g), where g is the
+    #: product of what comes in with the backward's own gradient. None: the backward does
+    #: not depend on the scale, which is then neither kept nor given to it.
+    second: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    #: The kernels without the dispatcher, of plain tensors on the CPU (csrc/python.cpp):
+    #: f(x, scale, key), its backward(grad, scale, key), and f with a key that is drawn,
+    #: (x, scale, generator, with_key). They give None for a call that is not plain, which is
+    #: the op's, and NotImplemented for one that autograd is to record.
+    plain: Callable[..., Any] = field(default=not_plain, init=False)
+    plain_backward: Callable[..., Any] = field(default=not_plain, init=False)
+    plain_draw: Callable[..., Any] = field(default=not_plain, init=False)
+
+    def __post_init__(self) -> None:
+        if (module := _extensions.cpu) is None:
+            return
+        ops, forms = module.kernels()["ops"], module.kernels()["forms"]
+        form = 0 if self.name is None else forms[self.name]
+        self.plain = partial(module.launch, ops[self.forward], form)
+        self.plain_backward = partial(module.launch, ops[self.backward], form)
+        if self.name is not None:
+            self.plain_draw = partial(module.draw, form)
+
+
+#: z = mu + sigma eps, by what the scale is given as.
+SAMPLE = {
+    form.name: form
+    for form in (
+        # sigma = exp(log_var / 2), and its derivative is itself, halved, again and again.
+        Form(
+            "sample_from_key", "sample_backward", "log_var",
+            std=lambda log_var: torch.exp(0.5 * log_var),
+            sigma=lambda log_var: reference.sigma(log_var),
+            chain=lambda grad_sigma, log_var: grad_sigma * reference.sigma(log_var, 0.5),
+            second=lambda first, _: first * 0.5,
+        ),
+        Form(
+            "sample_from_key", "sample_backward", "std",
+            std=lambda std: std,
+            sigma=lambda std: std,
+            chain=lambda grad_sigma, _: grad_sigma,
+        ),
+    )
+}  # fmt: skip
+
+#: (mu^2 + e^log_var - 1 - log_var) / 2, whose backward by log_var is g (e^log_var - 1) / 2:
+#: the derivative of that is itself and g / 2 more.
+KL_DIVERGENCE = Form(
+    "kl_divergence", "kl_divergence_backward", None,
+    by_x=lambda grad, mu: grad * mu,
+    second=lambda first, g: first + 0.5 * g,
+)  # fmt: skip
+
+FORMS = (*SAMPLE.values(), KL_DIVERGENCE)
