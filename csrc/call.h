@@ -79,16 +79,9 @@ inline std::string name_of_device(const View& t) {
 }
 
 inline int32_t torch_dtype(DType dtype) {
-  switch (dtype) {
-    case kFloat:
-      return aoti_torch_dtype_float32();
-    case kDouble:
-      return aoti_torch_dtype_float64();
-    case kHalf:
-      return aoti_torch_dtype_float16();
-    default:
-      return aoti_torch_dtype_bfloat16();
-  }
+  int32_t (*const of[])() = {aoti_torch_dtype_float32, aoti_torch_dtype_float64,
+                             aoti_torch_dtype_float16, aoti_torch_dtype_bfloat16};
+  return of[dtype]();
 }
 
 inline DType kernel_dtype(int32_t dtype) {
@@ -128,8 +121,6 @@ inline Owned copy(const View& t, const Shape& shape) {
   check(aoti_torch_copy_(copy.get(), t.tensor, /*non_blocking=*/0));
   return copy;
 }
-
-enum Op { kSample, kSampleBackward, kNoise, kKlDivergence, kKlDivergenceBackward };
 
 // A call that has passed the checks. Owns what its Problem points to. Without a key there
 // is one slice.
@@ -183,7 +174,10 @@ class Call {
   DType dtype() const { return dtype_; }
   int64_t numel() const { return numel_; }
   const Problem& problem() const { return problem_; }
-  AtenTensorHandle out() const { return out_.get(); }
+  const std::optional<std::pair<View, View>>& operands() const { return operands_; }
+  const std::optional<View>& key() const { return key_; }
+  const Options& options() const { return options_; }
+  const Owned& out() const { return out_; }
   Tensor take_out() { return Tensor(out_.release()); }
   // In place of a key's tensor: two words that outlive the call
   void use_key(const uint64_t* words) { problem_.keys = words; }

@@ -65,6 +65,8 @@ inline bool is_packed(const Shape& shape) {
   return true;
 }
 
+enum Op { kSample, kSampleBackward, kNoise, kKlDivergence, kKlDivergenceBackward };
+
 // What the scale is given as, and where the output lies in a larger tensor, of whose
 // noise it takes its part: neither shape nor offset in a call of the whole.
 struct Options {

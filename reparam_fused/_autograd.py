@@ -30,11 +30,148 @@ from ._forms import KL_DIVERGENCE, SAMPLE, Form
 Block: TypeAlias = tuple[Sequence[int] | None, Sequence[int] | None] | None
 
 
-def _arguments(form: Form, key: Tensor | None, block: Block) -> tuple[Any, ...]:
-    """What an op of this form takes after x and the scale."""
-    if form.name is None:
-        return ()
-    return (key, form.name) if block is None else (key, form.name, *block)
+def backward(
+    form: Form, grad: Tensor, scale: Tensor | None, key: Tensor | None, block: Block
+) -> Tensor:
+    """The gradient of the scale, differentiable again."""
+    if block is None and not is_compiling():
+        result = form.plain_backward(grad, scale, key)
+        if type(result) is tuple:
+            return Backward.apply(form, result, grad, scale, None)  # type: ignore[no-any-return]
+        if result is not None:
+            return result  # type: ignore[no-any-return]
+    arguments: tuple[Any, ...] = ()
+    if form.name is not None:
+        arguments = (key, form.name) if block is None else (key, form.name, *block)
+    return getattr(_ops, form.backward)(grad, scale, *arguments)  # type: ignore[no-any-return]
+
+
+class Forward(_SingleLevelFunction):
+    """f(x, scale) of any form, for ``Forward.apply(form, (f, key), x, scale, block)``.
+
+    It has been computed by then: what a Function computes itself, torch.func's other levels
+    would not see. In a tuple, for torch would take a tensor for an operand.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        form: Form,
+        result: tuple[Tensor, Tensor | None],
+        x: Tensor,
+        scale: Tensor,
+        block: Block,
+    ) -> Tensor:
+        _, _, by_x, by_scale, _ = ctx.needs_input_grad
+        tangents = forward_ad._current_level >= 0
+        # Of what the derivatives need, no more than those that are asked for.
+        _save(
+            ctx,
+            form,
+            block,
+            result,
+            x if form.by_x is not None and (by_x or tangents) else None,
+            scale if form.second is not None and (by_scale or tangents) else None,
+            by_scale or tangents,
+        )
+        return result[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_x = by_scale = None
+        if grad is not None:
+            form = ctx.form
+            x, scale, key = ctx.saved_tensors
+            _, _, needs_x, needs_scale, _ = ctx.needs_input_grad
+            if needs_x:
+                by_x = grad if form.by_x is None else form.by_x(grad, x)
+            if needs_scale:
+                by_scale = backward(form, grad, scale, key, ctx.block)
+        return None, None, by_x, by_scale, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, _f: None, _r: None, x_t: Tensor | None, scale_t: Tensor | None, _b: None
+    ) -> Tensor | None:
+        form: Form = ctx.form
+        by_x, by_scale = x_t, None
+        with _tangents(ctx) as (x, scale, key):
+            if x_t is not None and form.by_x is not None:
+                by_x = form.by_x(x_t, x)
+            if scale_t is not None:
+                scale_t = scale_t.expand(ctx.shape)
+                by_scale = backward(form, scale_t, scale, key, ctx.block)
+            return _total(ctx, by_x, by_scale)
+
+
+class Backward(_SingleLevelFunction):
+    """The gradient of the scale, of any form: linear in the gradient that comes in.
+
+    By the scale its derivative is made of itself, as the table says: gradients of every
+    order are this one op.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        form: Form,
+        result: tuple[Tensor, Tensor | None],
+        grad: Tensor,
+        scale: Tensor | None,
+        block: Block,
+    ) -> Tensor:
+        # Without a scale it is linear in grad, which is then not needed again.
+        _save(ctx, form, block, result, None if scale is None else grad, scale, True)
+        return result[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        by_grad = by_scale = None
+        if grad_out is not None:
+            grad, scale, key = ctx.saved_tensors
+            if ctx.needs_input_grad[2]:
+                by_grad = backward(ctx.form, grad_out, scale, key, ctx.block)
+            if ctx.needs_input_grad[3]:
+                by_scale = _second(ctx, grad_out * grad, scale, key)
+        return None, None, by_grad, by_scale, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, _f: None, _r: None, grad_t: Tensor | None, scale_t: Tensor | None, _b: None
+    ) -> Tensor | None:
+        by_grad = by_scale = None
+        with _tangents(ctx) as (grad, scale, key):
+            if grad_t is not None:
+                grad_t = grad_t.expand(ctx.shape)
+                by_grad = backward(ctx.form, grad_t, scale, key, ctx.block)
+            if scale_t is not None:
+                by_scale = _second(ctx, grad * scale_t, scale, key)
+            return _total(ctx, by_grad, by_scale)
+
+
+def _second(ctx: Any, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
+    """The derivative of the backward by the scale, times what comes in."""
+    second: Callable[[Tensor, Tensor], Tensor] = ctx.form.second
+    return second(backward(ctx.form, product, scale, key, ctx.block), product)
+
+
+def _save(
+    ctx: Any,
+    form: Form,
+    block: Block,
+    result: tuple[Tensor, Tensor | None],
+    x: Tensor | None,
+    scale: Tensor | None,
+    with_key: bool,
+) -> None:
+    out, key = result
+    ctx.form, ctx.block = form, block
+    ctx.set_materialize_grads(False)
+    kept = (x, scale, key if with_key else None)
+    ctx.save_for_backward(*kept)
+    if forward_ad._current_level >= 0:
+        ctx.save_for_forward(*kept)
+        ctx.shape, ctx.dtype = out.shape, out.dtype
 
 
 @contextmanager
@@ -54,188 +191,33 @@ def _total(ctx: Any, *parts: Tensor | None) -> Tensor | None:
     given = [t for t in parts if t is not None]
     if not given:
         return None
-    shape, dtype = ctx.result
-    return sum(given[1:], start=given[0]).expand(shape).to(dtype)
-
-
-def _save(
-    ctx: Any,
-    form: Form,
-    block: Block,
-    result: Tensor,
-    x: Tensor | None,
-    scale: Tensor | None,
-    key: Tensor | None,
-) -> None:
-    ctx.form, ctx.block = form, block
-    ctx.set_materialize_grads(False)
-    if forward_ad._current_level >= 0:
-        ctx.save_for_forward(x, scale, key)
-        ctx.result = result.shape, result.dtype
-    ctx.save_for_backward(x, scale, key)
-
-
-def backward(form: Form, grad: Tensor, scale: Tensor | None, key: Tensor | None, block: Block) -> Tensor:
-    """The gradient of the scale, differentiable again."""
-    if block is None and not is_compiling():
-        result = form.plain_backward(grad, scale, key)
-        if result is NotImplemented:
-            result = Backward.apply(form, form.plain_backward, grad, scale, key, None)
-        if result is not None:
-            return result  # type: ignore[no-any-return]
-    op = getattr(_ops, form.backward)
-    return op(grad, scale, *_arguments(form, key, block))
-
-
-class Forward(_SingleLevelFunction):
-    """f(x, scale), of any form: ``Forward.apply(form, call, x, scale, key, block)``.
-
-    ``call(x, scale, key)`` computes it. Without a key it draws one, and gives (f, key).
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        form: Form,
-        call: Callable[..., Any],
-        x: Tensor,
-        scale: Tensor,
-        key: Tensor | None,
-        block: Block,
-    ) -> Tensor:
-        result = call(x, scale, key)
-        if key is None and form.name is not None:
-            result, key = result
-        # Of what the derivatives need, no more than the gradients that are asked for.
-        _, _, by_x, by_scale, *_ = ctx.needs_input_grad
-        forward = forward_ad._current_level >= 0
-        _save(
-            ctx,
-            form,
-            block,
-            result,
-            x if form.by_x is not None and (by_x or forward) else None,
-            scale if form.second is not None and (by_scale or forward) else None,
-            key if by_scale or forward else None,
-        )
-        return result  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_x = by_scale = None
-        if grad is not None:
-            x, scale, key = ctx.saved_tensors
-            form = ctx.form
-            if ctx.needs_input_grad[2]:
-                by_x = grad if form.by_x is None else form.by_x(grad, x)
-            if ctx.needs_input_grad[3]:
-                by_scale = backward(form, grad, scale, key, ctx.block)
-        return None, None, by_x, by_scale, None, None
-
-    @staticmethod
-    def jvp(
-        ctx: Any, _f: None, _c: None, x_t: Tensor | None, scale_t: Tensor | None, *_: None
-    ) -> Tensor | None:
-        form: Form = ctx.form
-        by_x, by_scale = x_t, None
-        with _tangents(ctx) as (x, scale, key):
-            if x_t is not None and form.by_x is not None:
-                by_x = form.by_x(x_t, x)
-            if scale_t is not None:
-                scale_t = scale_t.expand(ctx.result[0])
-                by_scale = backward(form, scale_t, scale, key, ctx.block)
-            return _total(ctx, by_x, by_scale)
-
-
-class Backward(_SingleLevelFunction):
-    """The gradient of the scale, of any form: linear in the gradient that comes in.
-
-    By the scale its derivative is made of itself, as the table says: gradients of every
-    order are this one op.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        form: Form,
-        call: Callable[..., Tensor],
-        grad: Tensor,
-        scale: Tensor | None,
-        key: Tensor | None,
-        block: Block,
-    ) -> Tensor:
-        result = call(grad, scale, key)
-        # Without a scale it is linear in grad, which is then not needed again.
-        _save(ctx, form, block, result, None if scale is None else grad, scale, key)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
-        by_grad = by_scale = None
-        if grad_out is not None:
-            grad, scale, key = ctx.saved_tensors
-            if ctx.needs_input_grad[2]:
-                by_grad = backward(ctx.form, grad_out, scale, key, ctx.block)
-            if ctx.needs_input_grad[3]:
-                by_scale = _second(ctx, grad_out * grad, scale, key)
-        return None, None, by_grad, by_scale, None, None
-
-    @staticmethod
-    def jvp(
-        ctx: Any, _f: None, _c: None, grad_t: Tensor | None, scale_t: Tensor | None, *_: None
-    ) -> Tensor | None:
-        by_grad = by_scale = None
-        with _tangents(ctx) as (grad, scale, key):
-            if grad_t is not None:
-                grad_t = grad_t.expand(ctx.result[0])
-                by_grad = backward(ctx.form, grad_t, scale, key, ctx.block)
-            if scale_t is not None:
-                by_scale = _second(ctx, grad * scale_t, scale, key)
-            return _total(ctx, by_grad, by_scale)
-
-
-def _second(ctx: Any, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
-    """The derivative of the backward by the scale, times what comes in."""
-    second: Callable[[Tensor, Tensor], Tensor] = ctx.form.second
-    return second(backward(ctx.form, product, scale, key, ctx.block), product)
+    return sum(given[1:], start=given[0]).expand(ctx.shape).to(ctx.dtype)
 
 
 # From the dispatcher to the Functions
 
 
-def _recorded(*tensors: Tensor | None) -> bool:
+def _below(op: Any, keyset: Any, *arguments: Any) -> Any:
+    """The op as the dispatcher goes on with it, below autograd."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def _recorded(x: Tensor, scale: Tensor | None) -> bool:
     """Whether autograd is to see what is done with these."""
     if forward_ad._current_level >= 0:
         return True
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and (
+        x.requires_grad or (scale is not None and scale.requires_grad)
+    )
 
 
-def _below(op: Any, keyset: Any) -> Callable[..., Any]:
-    """The op as the dispatcher goes on with it, below autograd."""
-
-    def call(*arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
-
-    return call
-
-
-def _apply(function: Any, call: Callable[..., Any], form: Form, *arguments: Any) -> Tensor:
-    """function.apply, also within torch.func, of which the dispatcher has entered a level.
-
-    A Function turns both modes of differentiation off for its forward; the next level of
-    torch.func is computed there, with those of here.
-    """
-    grad, forward_grad = torch.is_grad_enabled(), forward_ad._is_fwd_grad_enabled()
-
-    def next_level(*arguments: Any) -> Any:
-        with torch.set_grad_enabled(grad), forward_ad._set_fwd_grad_enabled(forward_grad):
-            return call(*arguments)
-
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    """function.apply, also within torch.func, of which the dispatcher has entered a level."""
     allowed = _functorch.get_single_level_autograd_function_allowed()
     _functorch.set_single_level_autograd_function_allowed(True)
     try:
-        return function.apply(form, next_level, *arguments)  # type: ignore[no-any-return]
+        return function.apply(*arguments)  # type: ignore[no-any-return]
     finally:
         _functorch.set_single_level_autograd_function_allowed(allowed)
 
@@ -253,19 +235,13 @@ def _differentiated(name: str, function: Any) -> None:
         global_shape: Sequence[int] | None = None,
         global_offset: Sequence[int] | None = None,
     ) -> Tensor:
-        below = _below(op, keyset)
-        rest = () if key is None else (form, global_shape, global_offset)
+        rest = () if key is None else (key, form, global_shape, global_offset)
+        result: Tensor = _below(op, keyset, x, scale, *rest)
         if not _recorded(x, scale):
-            keys = () if key is None else (key,)
-            return below(x, scale, *keys, *rest)  # type: ignore[no-any-return]
-
-        def call(x: Tensor, scale: Tensor | None, key: Tensor | None) -> Tensor:
-            keys = () if key is None else (key,)
-            return below(x, scale, *keys, *rest)  # type: ignore[no-any-return]
-
-        row = KL_DIVERGENCE if key is None else SAMPLE.get(form, SAMPLE["log_var"])
+            return result
+        row = KL_DIVERGENCE if key is None else SAMPLE[form]
         block = None if global_shape is None else (global_shape, global_offset)
-        return _apply(function, call, row, x, scale, key, block)
+        return _apply(function, row, (result, key), x, scale, block)
 
     _ops.library.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -277,18 +253,10 @@ def _differentiated_draw(name: str) -> None:
     def kernel(
         keyset: Any, mu: Tensor, scale: Tensor, source: Any = None, form: str = "log_var"
     ) -> tuple[Tensor, Tensor]:
-        below = _below(op, keyset)
+        result: tuple[Tensor, Tensor] = _below(op, keyset, mu, scale, source, form)
         if not _recorded(mu, scale):
-            return below(mu, scale, source, form)  # type: ignore[no-any-return]
-        drawn: list[Tensor] = []
-
-        def call(mu: Tensor, scale: Tensor, _: None) -> tuple[Tensor, Tensor]:
-            z, key = below(mu, scale, source, form)
-            drawn.append(key)
-            return z, key
-
-        row = SAMPLE.get(form, SAMPLE["log_var"])
-        return _apply(Forward, call, row, mu, scale, None, None), drawn[0]
+            return result
+        return _apply(Forward, SAMPLE[form], result, mu, scale, None), result[1]
 
     _ops.library.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -301,7 +269,8 @@ _BATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 
 def _batch_first(t: Tensor, dim: int | None, rank: int) -> Tensor:
     """The batch, then ones where an example has less than so many dimensions, then those."""
-    t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
+    if dim != 0:
+        t = t.unsqueeze(0) if dim is None else t.movedim(dim, 0)
     missing = rank - t.dim() + 1
     return t if missing <= 0 else t.reshape(t.shape[0], *[1] * missing, *t.shape[1:])
 
@@ -326,7 +295,7 @@ def _over_batch(
         rank = max(t.dim() - (d is not None) for t, d in examples if t is not None)
         operands = [None if t is None else _batch_first(t, d, rank) for t, d in examples]
         if key is not None:
-            key = key.unsqueeze(0) if key_dim is None else key.movedim(key_dim, 0)
+            key = _batch_first(key, key_dim, 0)
             key = key.expand(size, *key.shape[1:])
             # The batch may be of the key alone.
             operands[:1] = [t.expand(size, *t.shape[1:]) for t in operands[:1] if t is not None]

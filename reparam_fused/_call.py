@@ -68,18 +68,12 @@ def plain(
     form: Form, mu: Any, scale: Any, key: Any = None, generator: Any = None
 ) -> Tensor | None:
     """A plain eager call, by the shortest way; None for any other, errors included."""
-    if key is not None or form.name is None:
-        call = form.plain
-        result = call(mu, scale, key)
+    if key is None and form.name is not None:
+        result = form.plain_draw(mu, scale, generator)
     else:
-        result = form.plain_draw(mu, scale, generator, False)
-        if result is NotImplemented:
-
-            def call(mu: Tensor, scale: Tensor, _: None) -> tuple[Tensor, Tensor]:
-                return form.plain_draw(mu, scale, generator, True)  # type: ignore[no-any-return]
-
-    if result is NotImplemented:
-        result = Forward.apply(form, call, mu, scale, key, None)
+        result = form.plain(mu, scale, key)
+    if type(result) is tuple:
+        result = Forward.apply(form, result, mu, scale, None)
     return result  # type: ignore[no-any-return]
 
 

@@ -103,8 +103,6 @@ def _key_at(position: Position, device: torch.device) -> Tensor:
 def mapped_key(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """A key drawn under torch.vmap: one for each example or one for all, as its randomness says.
 
-    By torch.randint, whose batching rule does that: 64 bits take two words.
+    By torch.randint, whose batching rule does that: all 128 bits are random.
     """
-    high, low = torch.randint(0, 2**32, (2,), device=device, generator=generator).unbind()
-    seed = high << 32 | low
-    return torch.stack([seed, torch.zeros_like(seed)])
+    return torch.randint(-(2**63), 2**63 - 1, (2,), device=device, generator=generator)

@@ -46,9 +46,9 @@ class Form:
     second: Callable[[Tensor, Tensor], Tensor] | None = None
 
     #: The kernels without the dispatcher, of plain tensors on the CPU (csrc/python.cpp):
-    #: f(x, scale, key), its backward(grad, scale, key), and f with a key that is drawn,
-    #: (x, scale, generator, with_key). They give None for a call that is not plain, which is
-    #: the op's, and NotImplemented for one that autograd is to record.
+    #: f(x, scale, key), its backward(grad, scale, key), and f(x, scale, generator) with a key
+    #: that is drawn. They give the result, or (result, key) for autograd to record, or None
+    #: for a call that is not plain: that is the op's.
     plain: Callable[..., Any] = field(default=not_plain, init=False)
     plain_backward: Callable[..., Any] = field(default=not_plain, init=False)
     plain_draw: Callable[..., Any] = field(default=not_plain, init=False)

@@ -52,6 +52,8 @@ def check_pair(function: str, mu: object, name: str, scale: object) -> torch.Siz
             f"{function}(): mu and {name} must be on the same device, "
             f"got mu on {mu.device} and {name} on {scale.device}"
         )
+    if mu.shape == scale.shape:  # which broadcast_shapes takes 30 us to find
+        return mu.shape
     try:
         shape: torch.Size = torch.broadcast_shapes(mu.shape, scale.shape)
     except RuntimeError:

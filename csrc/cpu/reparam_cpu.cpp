@@ -27,11 +27,18 @@ std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& scale,
   return {call.take_out(), Tensor(key_tensor(key, mu).release())};
 }
 
+// Which tensor of its own a draw in a graph is given makes no difference to it.
+std::tuple<Tensor, Tensor> sample_fresh(const Tensor& mu, const Tensor& scale, const Tensor&,
+                                        const std::string& form) {
+  return sample(mu, scale, std::nullopt, form);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(reparam_fused, CPU, m) {
   Ops<Cpu>::add_to(m);
   m.impl("sample", TORCH_BOX(&sample));
+  m.impl("sample_fresh", TORCH_BOX(&sample_fresh));
 }
 
 }  // namespace reparam_fused

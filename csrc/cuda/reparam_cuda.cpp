@@ -1,182 +1,116 @@
-#include <ATen/cuda/CUDAGeneratorImpl.h>
-#include <c10/cuda/CUDAException.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
-#include <torch/csrc/utils/pybind.h>
-#include <torch/library.h>
+#include <Python.h>
 
-#include <mutex>
-
-#include "../call.h"
+#include "../ops.h"
 #include "launch.h"
 
-// The CUDA side of the ops: device, stream and generator in, one kernel out. No
-// synchronisation, and nothing on the device is read here.
+// The CUDA side of the ops: device and stream in, one kernel out. No synchronisation, and
+// nothing on the device is read here.
 
 namespace reparam_fused {
 namespace {
 
-// Before anything is drawn or allocated.
-void check_binary(at::Device device) {
-  const cudaError_t status = has_cuda_binary();
-  if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) {
-    C10_CUDA_CHECK(status);  // of an earlier kernel, it may be
-    return;
-  }
+void check(cudaError_t status) {
+  if (status == cudaSuccess) return;
   (void)cudaGetLastError();  // or the next call of torch would report it
-  int major = 0, minor = 0;
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device.index()));
-  C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device.index()));
-  TORCH_CHECK(false, missing_cuda_binary(major, minor), " (", cudaGetErrorString(status), ")");
+  throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(status));
 }
 
-// A call as a kernel takes it: with the operands made contiguous, where they have more
-// dimensions than that. All that it allocates, it allocates when it is made.
-class Launch {
+// Its device and its stream are the current ones. Made before anything is allocated.
+class Cuda {
  public:
-  Launch(const at::Tensor& x, const at::Tensor& scale, const std::optional<at::Tensor>& key,
-         const Options& options)
-      : call_(x, scale, key, options) {
-    if (call_.empty() || call_.problem().ndim <= kMaxDims) return;
-    dense_.emplace(call_.x().contiguous(), call_.scale().contiguous(), key, options);
-    check_dims(*dense_);
-  }
-  // Noise, which has no operands
-  Launch(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype, const Options& options)
-      : call_(key, size, dtype, options) {
-    check_dims(call_);
-  }
-
-  const Call& call() const { return call_; }
-
-  template <class Enqueue>
-  at::Tensor run(Enqueue enqueue) const {
-    if (call_.empty()) return call_.out();
-    const Call& call = dense_.has_value() ? *dense_ : call_;
-    C10_CUDA_CHECK(enqueue(call.dtype(), call.problem(), c10::cuda::getCurrentCUDAStream()));
-    if (dense_.has_value()) call_.out().copy_(dense_->out());
-    return call_.out();
-  }
-
- private:
-  static void check_dims(const Call& call) {
-    TORCH_CHECK(call.empty() || call.problem().ndim <= kMaxDims,
-                "reparam_fused: a block or a batch of keys in more than ", kMaxDims, " dimensions");
-  }
-
-  Call call_;
-  std::optional<Call> dense_;
-};
-
-at::Tensor sample_from_key(const at::Tensor& mu, const at::Tensor& scale, const at::Tensor& key,
-                           c10::string_view form, at::OptionalIntArrayRef global_shape,
-                           at::OptionalIntArrayRef global_offset) {
-  const c10::cuda::CUDAGuard guard(mu.device());
-  check_binary(mu.device());
-  const Launch launch(mu, scale, key, {form, global_shape, global_offset});
-  return launch.run([](DType dtype, const Problem& problem, cudaStream_t stream) {
-    return sample_cuda(dtype, problem, nullptr, stream);
-  });
-}
-
-at::Tensor sample_backward(const at::Tensor& grad_z, const std::optional<at::Tensor>& scale,
-                           const at::Tensor& key, c10::string_view form,
-                           at::OptionalIntArrayRef global_shape,
-                           at::OptionalIntArrayRef global_offset) {
-  const c10::cuda::CUDAGuard guard(grad_z.device());
-  check_binary(grad_z.device());
-  const Launch launch(grad_z, backward_operand(grad_z, scale, form), key,
-                      {form, global_shape, global_offset});
-  return launch.run(sample_backward_cuda);
-}
-
-at::Tensor noise(const at::Tensor& key, at::IntArrayRef size, at::ScalarType dtype,
-                 at::OptionalIntArrayRef global_shape, at::OptionalIntArrayRef global_offset) {
-  const c10::cuda::CUDAGuard guard(key.device());
-  check_binary(key.device());
-  return Launch(key, size, dtype, {"log_var", global_shape, global_offset}).run(noise_cuda);
-}
-
-at::Tensor kl_divergence(const at::Tensor& mu, const at::Tensor& log_var) {
-  const c10::cuda::CUDAGuard guard(mu.device());
-  check_binary(mu.device());
-  return Launch(mu, log_var, std::nullopt, kWithoutNoise).run(kl_divergence_cuda);
-}
-
-at::Tensor kl_divergence_backward(const at::Tensor& grad, const at::Tensor& log_var) {
-  const c10::cuda::CUDAGuard guard(grad.device());
-  check_binary(grad.device());
-  return Launch(grad, log_var, std::nullopt, kWithoutNoise).run(kl_divergence_backward_cuda);
-}
-
-// The generator's part in a call. It moves on by 4 for each Philox block used, so that
-// no counter is one of torch's own ops.
-class Draw {
- public:
-  Draw(at::CUDAGeneratorImpl* generator, const Call& call, uint64_t* key_out)
-      : generator_(generator) {
-    const int64_t per_block = call.dtype() == kDouble ? 2 : 4;
-    increment_ = 4 * static_cast<uint64_t>((call.out().numel() + per_block - 1) / per_block);
-    const std::lock_guard<std::mutex> lock(generator_->mutex_);
-    const at::PhiloxCudaState state = generator_->philox_cuda_state(increment_);
-    state_ = state.captured_
-                 ? GeneratorState{0, state.offset_intragraph_, state.seed_.ptr, state.offset_.ptr,
-                                  key_out}
-                 : GeneratorState{state.seed_.val, state.offset_.val, nullptr, nullptr, key_out};
-  }
-
-  const GeneratorState& state() const { return state_; }
-
-  // For a call that failed: as before it, unless another has drawn since. A failed
-  // capture has no state to give back.
-  void undo() const {
-    const std::lock_guard<std::mutex> lock(generator_->mutex_);
-    if (state_.captured_seed == nullptr &&
-        generator_->philox_offset_per_thread() == state_.offset + increment_) {
-      generator_->set_philox_offset_per_thread(state_.offset);
+  explicit Cuda(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {
+    const cudaError_t status = has_cuda_binary();
+    if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) {
+      check(status);  // of an earlier kernel, it may be
+      return;
     }
+    (void)cudaGetLastError();
+    int major = 0, minor = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
+    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_));
+    throw std::runtime_error(missing_cuda_binary(major, minor) + " (" + cudaGetErrorString(status) +
+                             ")");
+  }
+
+  // Where the operands have more dimensions than a kernel takes, in row-major order
+  Tensor run(Op op, Call&& call, const GeneratorState* generator = nullptr) const {
+    call.allocate();
+    if (call.numel() == 0) return call.take_out();
+    if (call.problem().ndim <= kMaxDims) {
+      enqueue(op, call, generator);
+      return call.take_out();
+    }
+    const Shape shape = View(call.out().get()).shape;
+    if (call.operands()) {
+      const Owned x = copy(call.operands()->first, shape);
+      const Owned scale = copy(call.operands()->second, shape);
+      Call dense(View(x.get()), View(scale.get()), call.key(), call.options());
+      dense.allocate();
+      if (dense.problem().ndim <= kMaxDims) {
+        enqueue(op, dense, generator);
+        reparam_fused::check(aoti_torch_copy_(call.out().get(), dense.out().get(), 0));
+        return call.take_out();
+      }
+    }
+    refuse("a block or a batch of keys in more than ", kMaxDims, " dimensions");
   }
 
  private:
-  at::CUDAGeneratorImpl* generator_;
-  uint64_t increment_;
-  GeneratorState state_;
+  void enqueue(Op op, const Call& call, const GeneratorState* generator) const {
+    const auto current = torch::stable::accelerator::getCurrentStream(device_);
+    const auto stream = static_cast<cudaStream_t>(current.nativeHandle());
+    if (op == kSample) return check(sample_cuda(call.dtype(), call.problem(), generator, stream));
+    const auto kernel = op == kSampleBackward ? sample_backward_cuda
+                        : op == kNoise        ? noise_cuda
+                        : op == kKlDivergence ? kl_divergence_cuda
+                                              : kl_divergence_backward_cuda;
+    check(kernel(call.dtype(), call.problem(), stream));
+  }
+
+  int32_t device_;
+  torch::stable::accelerator::DeviceGuard guard_;
 };
 
-std::tuple<at::Tensor, at::Tensor> sample(const at::Tensor& mu, const at::Tensor& scale,
-                                          std::optional<at::Generator> generator,
-                                          c10::string_view form) {
-  const c10::cuda::CUDAGuard guard(mu.device());
-  check_binary(mu.device());
-  const Launch launch(mu, scale, std::nullopt, {form});
-  const auto options = mu.options().dtype(at::kUInt64);
-  const at::Tensor key = at::empty({2}, options);
-  if (launch.call().empty()) return {launch.call().out(), key};  // which nothing reads
-  const Draw draw(at::get_generator_or_default<at::CUDAGeneratorImpl>(
-                      generator, at::cuda::detail::getDefaultCUDAGenerator(mu.device().index())),
-                  launch.call(), key.mutable_data_ptr<uint64_t>());
-  try {
-    const auto z = launch.run([&](DType dtype, const Problem& problem, cudaStream_t stream) {
-      return sample_cuda(dtype, problem, &draw.state(), stream);
-    });
-    return {z, key};
-  } catch (...) {
-    draw.undo();
-    throw;
+// One of a captured generator's two tensors
+const int64_t* captured(const std::optional<Tensor>& tensor, const View& device) {
+  if (!tensor) return nullptr;
+  const View word(*tensor);
+  if (word.dtype != aoti_torch_dtype_int64() || !word.on_device_of(device) || !tensor->numel()) {
+    refuse("expected the state of a captured generator in int64 tensors on its device");
   }
+  return static_cast<const int64_t*>(word.data());
 }
+
+// With the key that a generator at (seed, offset) gives. While a graph is captured both
+// are on the device, and offset is the graph's own part.
+std::tuple<Tensor, Tensor> sample_at(const Tensor& mu, const Tensor& scale, int64_t seed,
+                                     int64_t offset, const std::optional<Tensor>& captured_seed,
+                                     const std::optional<Tensor>& captured_offset,
+                                     const std::string& form) {
+  const Cuda device(mu);
+  if (captured_seed.has_value() != captured_offset.has_value()) {
+    refuse("expected captured_seed and captured_offset, or neither");
+  }
+  const Tensor key(empty_key(mu).release());
+  const GeneratorState generator{static_cast<uint64_t>(seed), static_cast<uint64_t>(offset),
+                                 captured(captured_seed, mu), captured(captured_offset, mu),
+                                 static_cast<uint64_t*>(key.mutable_data_ptr())};
+  return {device.run(kSample, Call(mu, scale, std::nullopt, {form_of(form)}), &generator), key};
+}
+
+PyObject* archs(PyObject*, PyObject*) { return PyUnicode_FromString(built_cuda_archs().c_str()); }
+
+PyMethodDef methods[] = {{"archs", archs, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
-  m.impl("sample", &sample);
-  m.impl("sample_from_key", &sample_from_key);
-  m.impl("sample_backward", &sample_backward);
-  m.impl("noise", &noise);
-  m.impl("kl_divergence", &kl_divergence);
-  m.impl("kl_divergence_backward", &kl_divergence_backward);
+STABLE_TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
+  Ops<Cuda>::add_to(m);
+  m.impl("sample_at", TORCH_BOX(&sample_at));
 }
 
 }  // namespace reparam_fused
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("archs", &reparam_fused::built_cuda_archs); }
+PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&reparam_fused::definition); }

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <Python.h>
+
+#include <memory>
+
+#include "layout.h"
+
+// What a plain call asks of Python, without torch's headers.
+
+namespace reparam_fused {
+
+// A reference that is given up with its scope
+struct Drop {
+  void operator()(PyObject* object) const { Py_DECREF(object); }
+};
+using Object = std::unique_ptr<PyObject, Drop>;
+
+// Of a class of torch's own, with values that are those in its memory
+bool is_plain_tensor(PyObject* object);
+bool requires_grad(PyObject* tensor);
+// tensor.random_(-2^63, None, generator=generator)
+bool fill_random(PyObject* tensor, PyObject* generator);
+
+// A new reference to None, without an error
+PyObject* left_to_the_op();
+
+struct PlainCall {
+  Op op;
+  long form;
+  PyObject *x, *scale, *key;      // None where there is none
+  PyObject* generator = nullptr;  // in place of a key; None is torch's own
+};
+// The result; or, for autograd to record, the result and its key
+PyObject* run(const PlainCall& call);
+// Whether torch converts its tensors, as it does since 2.14
+bool can_run();
+
+}  // namespace reparam_fused
