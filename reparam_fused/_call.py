@@ -46,6 +46,11 @@ def _exported() -> bool:
     return torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
 
 
+# torch.compiler.assume_constant_result, without the import of dynamo: which takes it that
+# nothing it traces goes to ONNX, where torch.onnx.export does trace by it.
+_exported._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
     """A number as a tensor of mu's dtype, and a 0-dim one of the CPU beside mu's on its device."""
     if not isinstance(scale, Tensor):

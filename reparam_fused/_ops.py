@@ -123,10 +123,9 @@ def _check_backward(
     grad: Tensor, scale: Tensor | None, key: Tensor, form: str = "log_var", *block: Any
 ) -> None:
     _check_form(form)
-    takes_scale = _forms.SAMPLE[form].second is not None
     _require(
-        (scale is not None) == takes_scale,
-        f"sample_backward takes {'a' if takes_scale else 'no'} scale in the form {form}",
+        (scale is not None) == (_forms.SAMPLE[form].second is not None),
+        "sample_backward takes a scale in the form log_var, and none in the form std",
     )
     shape = grad.shape if scale is None else torch.broadcast_shapes(grad.shape, scale.shape)
     _check_place(shape, key, *block)

@@ -60,16 +60,18 @@ def key(
             )
         drawn = _draw.draw_key(_draw.device_of(generator), generator, 1)
         return drawn if device is None else drawn.to(device)
-    if isinstance(seed, Tensor) or hasattr(seed, "__array__"):
-        seeds = torch.as_tensor(seed)
-        if seeds.dtype not in _validate.INTEGERS:
-            raise TypeError(f"key(): seed must be an int or integers, got dtype {seeds.dtype}")
-        seeds = _as_words(seeds.to(device=device))
+    if isinstance(seed, Tensor):
+        seeds = seed
     elif isinstance(seed, Sequence) and not isinstance(seed, str):
-        seeds = torch.tensor([_as_word(s) for s in seed], dtype=torch.int64, device=device)
+        seeds = torch.tensor([_as_word(s) for s in seed], dtype=torch.int64)
+    elif getattr(seed, "ndim", 0) > 0:
+        seeds = torch.as_tensor(seed)  # of numpy
     else:
-        words = torch.tensor([_as_word(seed), 0], dtype=torch.int64, device=device)
-        return _as_key(words)
+        words = [_as_word(seed), 0]
+        return _as_key(torch.tensor(words, dtype=torch.int64, device=device))
+    if seeds.dtype not in _validate.INTEGERS:
+        raise TypeError(f"key(): seed must be an int or integers, got dtype {seeds.dtype}")
+    seeds = _as_words(seeds.to(device=device))
     return _as_key(torch.stack([seeds, torch.zeros_like(seeds)], -1))
 
 

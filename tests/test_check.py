@@ -16,7 +16,7 @@ from conftest import ON_STAND_IN
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import __main__, _extensions, check, reference
+from reparam_fused import __main__, _extensions, _ops, check, reference
 from reparam_fused.check import bits, calls, gpu, parts, timings
 
 CPU = torch.device("cpu")

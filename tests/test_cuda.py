@@ -37,7 +37,7 @@ from reparam_fused import _extensions, _ops
 pytestmark = needs_kernels
 needs_cuda_extension = pytest.mark.skipif(
     _extensions.cuda is None,
-    reason=f"the CUDA extension is not built: {_ops.cuda_missing_reason}",
+    reason=f"the CUDA extension is not built: {_extensions.cuda_missing_reason}",
 )
 
 MAIN = 90
@@ -48,7 +48,7 @@ PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torc
 
 def on(stand_in: StandIn, arch: int) -> Gpu:
     if _extensions.cuda is None:
-        pytest.skip(f"not on the CUDA extension: {_ops.cuda_missing_reason}")
+        pytest.skip(f"not on the CUDA extension: {_extensions.cuda_missing_reason}")
     if not machine_code.has_nvcc():
         pytest.skip("no nvcc to compile the CUDA kernels with")
     return Gpu(stand_in, arch)

@@ -107,7 +107,8 @@ def test_dtypes_are_those_of_the_original(
     with patch("normal"):
         z = normal.rsample(sample_shape)
     assert z.dtype == normal.rsample(sample_shape).dtype
-    assert len(fused) == (dims > 0 or dtype == scale_dtype)
+    plain = device.type == "cpu" and sample_shape == () and _extensions.cpu is not None
+    assert len(fused) == (dims > 0 or dtype == scale_dtype or plain)
 
 
 def test_numbers_and_parameters(fused: list[Any], device: torch.device) -> None:
@@ -373,7 +374,7 @@ def test_what_is_compiled_follows_the_patch(
     graphs = []
 
     def record(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append("reparam_fused.sample_from_key" in str(graph.graph))
+        graphs.append("reparam_fused.sample_fresh" in str(graph.graph))
         return graph.forward
 
     torch.compiler.reset()

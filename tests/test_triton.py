@@ -366,6 +366,12 @@ def test_one_compilation_serves_every_position() -> None:
 
 
 def test_blocks_of_a_call() -> None:
-    counts = [_draw.blocks(n, torch.bfloat16) for n in (0, 1, 4, 5)]
-    assert counts == [0, 1, 1, 2]
-    assert _draw.blocks(5, torch.float64) == 3
+    """A counter for four elements of the output, of two in float64."""
+
+    def blocks(*shapes: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> int:
+        return _draw.blocks(*(torch.empty(shape, dtype=dtype) for shape in shapes))
+
+    assert [blocks((n,), (n,)) for n in (0, 1, 4, 5)] == [0, 1, 1, 2]
+    assert blocks((5,), (5,), dtype=torch.float64) == 3
+    assert blocks((3, 1), (5,)) == 4
+    assert _draw.blocks(torch.empty(5), torch.empty(5, dtype=torch.float64)) == 3
