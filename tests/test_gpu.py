@@ -387,6 +387,7 @@ def test_capture_and_replay(cuda: torch.device, warmed: bool, given: bool, side:
             main.wait_stream(other)
         else:
             results = step()
+    torch.cuda.synchronize()  # torch writes the graph's state on the stream of the capture
     torch.cuda.manual_seed(5)
     rows = []
     for _ in range(3):
@@ -413,6 +414,7 @@ def test_two_draws_of_one_graph(cuda: torch.device) -> None:
         (first, first_key), (second, second_key) = (
             _ops.sample(mu, log_var, None) for _ in range(2)
         )
+    torch.cuda.synchronize()
     torch.cuda.manual_seed(5)
     keys = []
     for _ in range(2):
