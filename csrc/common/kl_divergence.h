@@ -91,6 +91,7 @@ REPARAM_FUSED_INLINE R half_expm1(R x) {
 // (mu^2 + sigma^2 - 1 - ln sigma^2) / 2
 struct KlDivergence {
   static constexpr bool kReads = true;
+  static constexpr bool kDraws = false;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R mu, R log_var, R) {
     return V::fma(V::mul(mu, constant<V, R>(0.5)), mu, half_excess<V>(log_var));
@@ -100,6 +101,7 @@ struct KlDivergence {
 // grad_log_var = grad (sigma^2 - 1) / 2
 struct KlDivergenceBackward {
   static constexpr bool kReads = true;
+  static constexpr bool kDraws = false;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R grad, R log_var, R) {
     return V::mul(grad, half_expm1<V>(log_var));

@@ -6,8 +6,9 @@ namespace reparam_fused {
 
 enum DType { kFloat, kDouble, kHalf, kBFloat16, kDTypes };
 
-// What the scale is given as.
-enum Form { kLogVar, kStd };
+// What the scale is given as: the place of its form in the list of reparam.h.
+using Form = int;
+constexpr Form kLogVar = 0, kStd = 1;
 
 // One call, as the kernels see it: two inputs, one output, all of one dtype and of
 // one broadcast shape. What differs from element to element has a stride for each

@@ -3,7 +3,8 @@
 #include "normal.h"
 
 // What is done with the noise: sigma, and the two passes over it. A further form of
-// the scale or a further output is a further struct here, not a further loop.
+// the scale is a further struct in the list of forms, a further output a further struct
+// below it: not a further loop.
 
 namespace reparam_fused {
 
@@ -54,8 +55,11 @@ REPARAM_FUSED_INLINE typename V::D sigma(typename V::D log_var, float factor = 1
   return V::mul(V::mul(p, scale), scale);
 }
 
-// What a scale is given as: sigma of it, and the chain rule back to it.
+// What a scale is given as: sigma of it, and the chain rule back to it, which may
+// need the scale again.
 struct LogVar {
+  static constexpr const char* kName = "log_var";
+  static constexpr bool kBackwardReads = true;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R to_sigma(R log_var) {
     return sigma<V>(log_var);
@@ -66,6 +70,8 @@ struct LogVar {
   }
 };
 struct Std {
+  static constexpr const char* kName = "std";
+  static constexpr bool kBackwardReads = false;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R to_sigma(R std) {
     return std;
@@ -76,12 +82,24 @@ struct Std {
   }
 };
 
-// kReads: whether an op has operands beside the noise.
+template <class... F>
+struct FormList {
+  static constexpr int kSize = sizeof...(F);
+  static constexpr const char* kNames[] = {F::kName...};
+  static constexpr bool kBackwardReads[] = {F::kBackwardReads...};
+};
+
+// All there are: every kernel takes each of them. The place of a form in this list is its
+// number.
+using Forms = FormList<LogVar, Std>;
+
+// kReads: whether an op has operands; kDraws: whether it makes use of noise.
 
 // z = mu + sigma eps
 template <class Form>
 struct Sample {
   static constexpr bool kReads = true;
+  static constexpr bool kDraws = true;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R mu, R scale, R eps) {
     return V::fma(Form::template to_sigma<V, R>(scale), eps, mu);
@@ -92,6 +110,7 @@ struct Sample {
 template <class Form>
 struct SampleBackward {
   static constexpr bool kReads = true;
+  static constexpr bool kDraws = true;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R grad_z, R scale, R eps) {
     return Form::template chain<V, R>(V::mul(grad_z, eps), scale);
@@ -101,6 +120,7 @@ struct SampleBackward {
 // eps itself
 struct Noise {
   static constexpr bool kReads = false;
+  static constexpr bool kDraws = true;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R apply(R, R, R eps) {
     return eps;

@@ -80,36 +80,51 @@ REPARAM_FUSED_INLINE void apply_tile(const T* x, const T* scale, T* out,
   V::store_tile(out, result);
 }
 
-// kLanes counters' worth of elements, contiguous in memory, of which the first has the
-// noise index counter * kPerCounter under this key. The form is no template parameter
-// here: a branch for a tile costs nothing, twice the kernels twice the build.
-template <class OfLogVar, class OfStd>
-struct WithNoise {
-  static constexpr bool kReads = OfLogVar::kReads;
+// A tile of an op that is not the same for each form. The form is no template parameter of
+// the loop: a branch for a tile costs nothing, twice the kernels twice the build.
+template <template <class> class Op>
+struct ByForm {
+  static constexpr bool kReads = true;
+  static constexpr bool kDraws = true;
   template <class V, class T>
   static REPARAM_FUSED_INLINE void tile(Form form, const T* x, const T* scale, T* out,
-                                        const uint64_t* key, uint64_t counter) {
-    typename Element<V, T>::Register eps[Element<V, T>::kPerCounter];
-    normals<V, T>(key[1] + counter, key[0], eps);
-    if (form == kStd) {
-      apply_tile<V, T, OfStd>(x, scale, out, eps);
-    } else {
-      apply_tile<V, T, OfLogVar>(x, scale, out, eps);
+                                        const typename Element<V, T>::Register* eps) {
+    tile_of<V>(Forms{}, form, x, scale, out, eps);
+  }
+
+ private:
+  template <class V, class T, class First, class... Rest>
+  static REPARAM_FUSED_INLINE void tile_of(FormList<First, Rest...>, Form form, const T* x,
+                                           const T* scale, T* out,
+                                           const typename Element<V, T>::Register* eps) {
+    if constexpr (sizeof...(Rest) > 0) {
+      if (form != 0) return tile_of<V>(FormList<Rest...>{}, form - 1, x, scale, out, eps);
     }
+    apply_tile<V, T, Op<First>>(x, scale, out, eps);
   }
 };
 
-// The same without noise, and without a key.
+// And of one that is.
 template <class Op>
-struct WithoutNoise {
+struct ForAll {
   static constexpr bool kReads = Op::kReads;
+  static constexpr bool kDraws = Op::kDraws;
   template <class V, class T>
-  static REPARAM_FUSED_INLINE void tile(Form, const T* x, const T* scale, T* out, const uint64_t*,
-                                        uint64_t) {
-    const typename Element<V, T>::Register unused[Element<V, T>::kPerCounter] = {};
-    apply_tile<V, T, Op>(x, scale, out, unused);
+  static REPARAM_FUSED_INLINE void tile(Form, const T* x, const T* scale, T* out,
+                                        const typename Element<V, T>::Register* eps) {
+    apply_tile<V, T, Op>(x, scale, out, eps);
   }
 };
+
+// kLanes counters' worth of elements, contiguous in memory, of which the first has the
+// noise index counter * kPerCounter under this key, if the op draws.
+template <class V, class T, class Compute>
+REPARAM_FUSED_INLINE void compute_tile(Form form, const T* x, const T* scale, T* out,
+                                       const uint64_t* key, uint64_t counter) {
+  typename Element<V, T>::Register eps[Element<V, T>::kPerCounter] = {};
+  if constexpr (Compute::kDraws) normals<V, T>(key[1] + counter, key[0], eps);
+  Compute::template tile<V, T>(form, x, scale, out, eps);
+}
 
 // A tile at a time: a wide one where as many elements are left, a narrow one for
 // what remains, and for what is cut by the end of the range or of a slice.
@@ -168,7 +183,7 @@ class Loop {
     }
     const bool in_place = whole && out_stride_ == 1;
     T* out = in_place ? out_ + runs_[0].out : out_tile_;
-    Compute::template tile<W, T>(form_, x, scale, out, key, counter);
+    compute_tile<W, T, Compute>(form_, x, scale, out, key, counter);
     if (!in_place) scatter(n_runs, skipped);
   }
 
@@ -241,11 +256,11 @@ constexpr KernelTable make_table() {
 template <class V>
 constexpr Kernels make_kernels() {
   return {V::kName,
-          make_table<V, WithNoise<Sample<LogVar>, Sample<Std>>>(),
-          make_table<V, WithNoise<SampleBackward<LogVar>, SampleBackward<Std>>>(),
-          make_table<V, WithNoise<Noise, Noise>>(),
-          make_table<V, WithoutNoise<KlDivergence>>(),
-          make_table<V, WithoutNoise<KlDivergenceBackward>>()};
+          make_table<V, ByForm<Sample>>(),
+          make_table<V, ByForm<SampleBackward>>(),
+          make_table<V, ForAll<Noise>>(),
+          make_table<V, ForAll<KlDivergence>>(),
+          make_table<V, ForAll<KlDivergenceBackward>>()};
 }
 
 }  // namespace reparam_fused

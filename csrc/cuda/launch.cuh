@@ -135,10 +135,19 @@ cudaError_t launch(DType dtype, const Problem& p, const Source& source, cudaStre
   }
 }
 
+template <template <class> class Op, class Source, class First, class... Rest>
+cudaError_t launch(FormList<First, Rest...>, Form form, DType dtype, const Problem& p,
+                   const Source& source, cudaStream_t stream) {
+  if constexpr (sizeof...(Rest) > 0) {
+    if (form != 0) {
+      return launch<Op>(FormList<Rest...>{}, form - 1, dtype, p, source, stream);
+    }
+  }
+  return launch<Op<First>>(dtype, p, source, stream);
+}
 template <template <class> class Op, class Source>
 cudaError_t launch(DType dtype, const Problem& p, const Source& source, cudaStream_t stream) {
-  return p.form == kStd ? launch<Op<Std>>(dtype, p, source, stream)
-                        : launch<Op<LogVar>>(dtype, p, source, stream);
+  return launch<Op>(Forms{}, p.form, dtype, p, source, stream);
 }
 
 }  // namespace reparam_fused
