@@ -13,6 +13,7 @@ import reparam_fused
 from reparam_fused import _ops
 
 SIZES = [*range(1, 300), 65539]
+ROWS = [1, 3, 6, 15, 20, 60]
 OFFSETS = [0, 2**32 - 9, 2**64 - 9]
 
 
@@ -35,6 +36,11 @@ def main() -> None:
                 state.update(digest(_ops.noise(key, (n,), dtype)).encode())
                 for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
                     state.update(digest(op(mu, log_var)).encode())
+            for n in ROWS:
+                mu, log_var = inputs(37, n, dtype=dtype, seed=n)
+                keys = torch.stack([key_of(r * 2**40 + r, (offset + r) % 2**64) for r in range(37)])
+                for op in (_ops.sample_from_key, _ops.sample_backward):
+                    state.update(digest(op(mu, log_var, keys)).encode())
             log_var = extremes(dtype)
             for op in (_ops.sample_from_key, _ops.sample_backward):
                 state.update(digest(op(torch.ones_like(log_var), log_var, key)).encode())

@@ -32,7 +32,7 @@ OFFSETS = [0, 1, 2**32 - 7, 2**63 - 3, 2**64 - 5]
 def assert_matches_reference(result: Tensor, expected: Tensor) -> None:
     """Bits; in fp64, where reference.py goes through libm, a few ULP of the angle."""
     if result.dtype == torch.float64:
-        torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-14, equal_nan=True)
+        torch.testing.assert_close(result, expected, rtol=1e-13, atol=2e-14, equal_nan=True)
     else:
         assert_same_bits(result, expected)
 
@@ -147,6 +147,52 @@ def test_batched_keys(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         at = tuple(index.tolist())
         one = reparam_fused.fused_reparameterize(mu[at], log_var[at], key=keys[at])
         assert_same_bits(z[at], one)
+
+
+def keys_about(offset: int, rows: int) -> Tensor:
+    """A key for each row: of other seeds, at offsets on both sides of this one."""
+    keys = [
+        key_of(0x9E3779B97F4A7C15 * (r + 1) % 2**64, (offset - 2 + r) % 2**64) for r in range(rows)
+    ]
+    return torch.stack(keys)
+
+
+# About a counter, and about half a tile and a whole one of any ISA and dtype
+LENGTHS = [1, 2, 3, 4, 5, 6, 8, 12, 15, 16, 17, 20, 28, 31, 32, 33, 60, 63, 64, 65]
+
+
+@pytest.mark.parametrize(("op", "expected"), OPS)
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_short_rows_share_tiles(op: Op, expected: Op, offset: int, dtype: torch.dtype) -> None:
+    """With keys of their own, and as rows of a larger tensor that begin within a counter."""
+    for length in LENGTHS:
+        x, log_var = inputs(2, 67, length, dtype=dtype, seed=length)
+        keys = keys_about(offset, 67)
+        for rows in (1, 5, 67):
+            args = x[0, :rows], log_var[0, :rows], keys[:rows]
+            assert_matches_reference(op(*args), expected(*args))
+        across = x[0].t().contiguous().t(), log_var[0, :1].expand(67, length), keys
+        assert_matches_reference(op(*across), expected(*across))
+        for shape, place in (((69, length + 3), (1, 2)), ((70, length + 4), (0, 4))):
+            block = x[0], log_var[0], keys[0], "log_var", shape, place
+            assert_matches_reference(op(*block), expected(*block))
+        block = x, log_var, keys[:2, None], "log_var", (2, 70, length + 1), (0, 3, 1)
+        assert_matches_reference(op(*block), expected(*block))
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_cut_short_rows(threads: int, dtype: torch.dtype) -> None:
+    before = torch.get_num_threads()
+    for length in (1, 3, 6, 20, 31):
+        keys = reparam_fused.split(key_of(5), 60_000 // length)
+        x, log_var = inputs(len(keys), length, dtype=dtype)
+        try:
+            torch.set_num_threads(1)
+            whole = _ops.sample_from_key(x, log_var, keys)
+            torch.set_num_threads(threads)
+            assert_same_bits(_ops.sample_from_key(x, log_var, keys), whole)
+        finally:
+            torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("offset", OFFSETS)

@@ -7,6 +7,10 @@
 #define REPARAM_FUSED_INLINE __host__ __device__ __forceinline__
 #elif defined(_MSC_VER)
 #define REPARAM_FUSED_INLINE __forceinline
+#define REPARAM_FUSED_NOINLINE __declspec(noinline)
+#define REPARAM_FUSED_PREFETCH(address) static_cast<void>(address)
 #else
 #define REPARAM_FUSED_INLINE inline __attribute__((always_inline))
+#define REPARAM_FUSED_NOINLINE __attribute__((noinline))
+#define REPARAM_FUSED_PREFETCH(address) __builtin_prefetch(address)
 #endif

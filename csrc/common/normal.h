@@ -141,23 +141,35 @@ REPARAM_FUSED_INLINE void box_muller(PhiloxBlock<V> w, typename V::D& n0, typena
   n1 = V::mul(r, sin);
 }
 
-// The normals of kLanes counters from `first` on, as a tile of elements of T: in
-// the registers, and in the order, that V::load_tile gives such elements.
-template <class V, class T>
-REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, typename V::F (&n)[4]) {
-  PhiloxBlock<V> w{{}, {}, V::set(0u), V::set(0u)};
-  V::template counters<T>(first, w.w0, w.w1);
-  w = philox4x32_10<V>(w, seed);
+template <class V>
+REPARAM_FUSED_INLINE void box_muller(PhiloxBlock<V> w, typename V::F (&n)[4]) {
   box_muller<V>(w.w0, w.w1, n[0], n[1]);
   box_muller<V>(w.w2, w.w3, n[2], n[3]);
-  V::template to_tile_order<T>(n);
 }
-template <class V, class T>
-REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, typename V::D (&n)[2]) {
+template <class V>
+REPARAM_FUSED_INLINE void box_muller(PhiloxBlock<V> w, typename V::D (&n)[2]) {
+  box_muller<V>(w, n[0], n[1]);
+}
+
+// The normals of kLanes counters from `first` on, as a tile of elements of T: in
+// the registers, and in the order, that V::load_tile gives such elements.
+template <class V, class T, class R, int n>
+REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, R (&eps)[n]) {
   PhiloxBlock<V> w{{}, {}, V::set(0u), V::set(0u)};
   V::template counters<T>(first, w.w0, w.w1);
-  box_muller<V>(philox4x32_10<V>(w, seed), n[0], n[1]);
-  V::template to_tile_order<T>(n);
+  box_muller<V>(philox4x32_10<V>(w, OneSeed<V>(seed)), eps);
+  V::template to_tile_order<T>(eps);
+}
+
+// The same of any kLanes counters, each under a seed of its own.
+template <class V, class T, class R, int n>
+REPARAM_FUSED_INLINE void normals(const uint64_t* counters, const uint64_t* seeds, R (&eps)[n]) {
+  PhiloxBlock<V> w{{}, {}, V::set(0u), V::set(0u)};
+  LaneSeeds<V> lane_seeds;
+  V::template halves<T>(counters, w.w0, w.w1);
+  V::template halves<T>(seeds, lane_seeds.word0, lane_seeds.word1);
+  box_muller<V>(philox4x32_10<V>(w, lane_seeds), eps);
+  V::template to_tile_order<T>(eps);
 }
 
 }  // namespace reparam_fused

@@ -24,6 +24,7 @@ namespace reparam_fused {
 //                      to fp32 for the half types; rounded once, to nearest even
 //   counters           kLanes counters, in the order that lets
 //   to_tile_order      bring their normals where load_tile puts the elements
+//   halves             the halves of any kLanes words, in that order
 struct Scalar {
   using F = float;
   using D = double;
@@ -86,6 +87,7 @@ struct Scalar {
   }
   static REPARAM_FUSED_INLINE U xor_(U a, U b) { return a ^ b; }
   static REPARAM_FUSED_INLINE U xor3(U a, U b, U c) { return a ^ b ^ c; }
+  static REPARAM_FUSED_INLINE U add(U a, U b) { return a + b; }
   static REPARAM_FUSED_INLINE U sub(U a, U b) { return a - b; }
   static REPARAM_FUSED_INLINE Q sub(Q a, Q b) { return a - b; }
   static REPARAM_FUSED_INLINE Q add(Q a, Q b) { return a + b; }
@@ -155,6 +157,10 @@ struct Scalar {
   static REPARAM_FUSED_INLINE void counters(Q first, U& low, U& high) {
     low = static_cast<U>(first);
     high = static_cast<U>(first >> 32);
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE void halves(const Q* words, U& low, U& high) {
+    counters<T>(*words, low, high);
   }
   template <class T, class R, int n>
   static REPARAM_FUSED_INLINE void to_tile_order(R (&)[n]) {}

@@ -67,6 +67,7 @@ struct Avx2 {
   static REPARAM_FUSED_INLINE U or_(U x, U y) { return _mm256_or_si256(x, y); }
   static REPARAM_FUSED_INLINE U xor_(U x, U y) { return _mm256_xor_si256(x, y); }
   static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) { return xor_(xor_(x, y), z); }
+  static REPARAM_FUSED_INLINE U add(U x, U y) { return _mm256_add_epi32(x, y); }
   static REPARAM_FUSED_INLINE U sub(U x, U y) { return _mm256_sub_epi32(x, y); }
   template <int n>
   static REPARAM_FUSED_INLINE U shl(U x) {
@@ -166,6 +167,17 @@ struct Avx2 {
     low = _mm256_add_epi32(set(static_cast<uint32_t>(first)), order);
     const U no_carry = _mm256_cmpeq_epi32(_mm256_max_epu32(low, order), low);  // -1 or 0
     high = _mm256_add_epi32(set(static_cast<uint32_t>((first >> 32) + 1)), no_carry);
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE void halves(const uint64_t* words, U& low, U& high) {
+    const F a = _mm256_castsi256_ps(_mm256_loadu_si256(as<__m256i>(words)));
+    const F b = _mm256_castsi256_ps(_mm256_loadu_si256(as<__m256i>(words + 4)));
+    // The shuffles leave them in this order, which is its own inverse.
+    const U shuffled = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+    const U order =
+        _mm256_permutevar8x32_epi32(shuffled, counter_order(static_cast<const T*>(nullptr)));
+    low = _mm256_permutevar8x32_epi32(bits(_mm256_shuffle_ps(a, b, 0x88)), order);
+    high = _mm256_permutevar8x32_epi32(bits(_mm256_shuffle_ps(a, b, 0xdd)), order);
   }
   template <class T>
   static REPARAM_FUSED_INLINE void to_tile_order(F (&n)[4]) {

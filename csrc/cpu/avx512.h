@@ -70,6 +70,7 @@ struct Avx512 {
   static REPARAM_FUSED_INLINE U xor3(U x, U y, U z) {
     return _mm512_ternarylogic_epi32(x, y, z, 0x96);
   }
+  static REPARAM_FUSED_INLINE U add(U x, U y) { return _mm512_add_epi32(x, y); }
   static REPARAM_FUSED_INLINE U sub(U x, U y) { return _mm512_sub_epi32(x, y); }
   template <int n>
   static REPARAM_FUSED_INLINE U shl(U x) {
@@ -167,6 +168,13 @@ struct Avx512 {
     low = _mm512_add_epi32(set(static_cast<uint32_t>(first)), order);
     high = set(static_cast<uint32_t>(first >> 32));
     high = _mm512_mask_add_epi32(high, _mm512_cmplt_epu32_mask(low, order), high, set(1u));
+  }
+  template <class T>
+  static REPARAM_FUSED_INLINE void halves(const uint64_t* words, U& low, U& high) {
+    const U a = _mm512_loadu_si512(words), b = _mm512_loadu_si512(words + 8);
+    const U even = shl<1>(counter_order(static_cast<const T*>(nullptr)));
+    low = _mm512_permutex2var_epi32(a, even, b);
+    high = _mm512_permutex2var_epi32(a, or_(even, set(1u)), b);
   }
   template <class T>
   static REPARAM_FUSED_INLINE void to_tile_order(F (&n)[4]) {

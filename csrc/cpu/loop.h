@@ -13,6 +13,9 @@
 
 namespace reparam_fused {
 
+// Dimensions of one element are merged away, and 2^63 elements have no more.
+constexpr int kMaxDims = 63;
+
 // A stretch of elements, consecutive in logical order, that no operand
 // interrupts: their places are offset + i * inner stride.
 struct Run {
@@ -57,74 +60,224 @@ class Cursor {
     out_ += n * p_.out_strides[d];
   }
 
-  // Dimensions of one element are merged away, and 2^63 elements have no more.
-  static constexpr int kMaxDims = 63;
   const Problem& p_;
   int64_t x_ = 0, scale_ = 0, out_ = 0;
   int64_t index_[kMaxDims];
 };
 
-template <class V, class T, class Op>
-REPARAM_FUSED_INLINE void apply_tile(const T* x, const T* scale, T* out,
-                                     const typename Element<V, T>::Register* eps) {
-  constexpr int kRegisters = Element<V, T>::kPerCounter;
-  using R = typename Element<V, T>::Register;
-  R x_in[kRegisters] = {}, scale_in[kRegisters] = {}, result[kRegisters];
-  if constexpr (Op::kReads) {
-    V::load_tile(x, x_in);
-    V::load_tile(scale, scale_in);
+// Walks the segments in logical order.
+template <class V>
+class Segments {
+ public:
+  REPARAM_FUSED_INLINE Segments(const Problem& p, int64_t position)
+      : p_(p), key_(p.keys), index_(p.first_index), left_(p.segment_numel) {
+    int64_t segment = position / p.segment_numel;
+    for (int d = p.outer_ndim - 1; d >= 0; --d) {
+      along_[d] = segment % p.sizes[d];
+      segment /= p.sizes[d];
+      step(d, along_[d]);
+    }
+    advance(position % p.segment_numel);
   }
-  for (int j = 0; j < kRegisters; ++j) {
-    result[j] = Op::template apply<V, R>(x_in[j], scale_in[j], eps[j]);
-  }
-  V::store_tile(out, result);
-}
 
-// A tile of an op that is not the same for each form. The form is no template parameter of
-// the loop: a branch for a tile costs nothing, twice the kernels twice the build.
-template <template <class> class Op>
-struct ByForm {
-  static constexpr bool kReads = true;
-  static constexpr bool kDraws = true;
-  template <class V, class T>
-  static REPARAM_FUSED_INLINE void tile(Form form, const T* x, const T* scale, T* out,
-                                        const typename Element<V, T>::Register* eps) {
-    tile_of<V>(Forms{}, form, x, scale, out, eps);
+  // Of the element that is next: its key, its noise index, and how many are left with it.
+  REPARAM_FUSED_INLINE const uint64_t* key() const { return key_; }
+  REPARAM_FUSED_INLINE int64_t index() const { return index_; }
+  REPARAM_FUSED_INLINE int64_t left() const { return left_; }
+
+  // Past as many of these.
+  REPARAM_FUSED_INLINE void advance(int64_t n) {
+    index_ += n;
+    left_ -= n;
+    if (left_ > 0) return;
+    index_ -= p_.segment_numel;
+    left_ = p_.segment_numel;
+    for (int d = p_.outer_ndim - 1; d >= 0; --d) {
+      step(d, 1);
+      if (++along_[d] < p_.sizes[d]) return;
+      step(d, -along_[d]);
+      along_[d] = 0;
+    }
   }
 
  private:
-  template <class V, class T, class First, class... Rest>
-  static REPARAM_FUSED_INLINE void tile_of(FormList<First, Rest...>, Form form, const T* x,
-                                           const T* scale, T* out,
-                                           const typename Element<V, T>::Register* eps) {
-    if constexpr (sizeof...(Rest) > 0) {
-      if (form != 0) return tile_of<V>(FormList<Rest...>{}, form - 1, x, scale, out, eps);
-    }
-    apply_tile<V, T, Op<First>>(x, scale, out, eps);
+  REPARAM_FUSED_INLINE void step(int d, int64_t n) {
+    key_ += n * p_.key_strides[d];
+    index_ += n * p_.index_strides[d];
   }
+
+  const Problem& p_;
+  const uint64_t* key_;
+  int64_t index_, left_;
+  int64_t along_[kMaxDims];
 };
 
-// And of one that is.
+// A problem for a cursor, which asks for the places of operands alone: neighbouring
+// dimensions are one where all operands step through them as through one.
+template <class V>
+struct Operands {
+  Problem problem;
+
+  explicit REPARAM_FUSED_INLINE Operands(const Problem& p) : problem(p) {
+    int64_t* const merged[] = {x_, scale_, out_};
+    const int64_t* const strides[] = {p.x_strides, p.scale_strides, p.out_strides};
+    int last = -1;
+    for (int d = 0; d < p.ndim; ++d) {
+      bool joined = last >= 0;
+      for (int k = 0; joined && k < 3; ++k) {
+        joined = merged[k][last] == strides[k][d] * p.sizes[d];
+      }
+      if (!joined) sizes_[++last] = 1;
+      sizes_[last] *= p.sizes[d];
+      for (int k = 0; k < 3; ++k) merged[k][last] = strides[k][d];
+    }
+    problem.ndim = last + 1;
+    problem.sizes = sizes_;
+    problem.x_strides = x_;
+    problem.scale_strides = scale_;
+    problem.out_strides = out_;
+  }
+  Operands(const Operands&) = delete;
+  Operands& operator=(const Operands&) = delete;
+
+ private:
+  int64_t sizes_[kMaxDims], x_[kMaxDims], scale_[kMaxDims], out_[kMaxDims];
+};
+
+// An op that is the same for every form, on the registers of a tile.
 template <class Op>
 struct ForAll {
   static constexpr bool kReads = Op::kReads;
   static constexpr bool kDraws = Op::kDraws;
-  template <class V, class T>
-  static REPARAM_FUSED_INLINE void tile(Form, const T* x, const T* scale, T* out,
-                                        const typename Element<V, T>::Register* eps) {
-    apply_tile<V, T, Op>(x, scale, out, eps);
+  template <class V, class R, int n>
+  static REPARAM_FUSED_INLINE void apply(Form, const R (&x)[n], const R (&scale)[n],
+                                         const R (&eps)[n], R (&out)[n]) {
+    for (int j = 0; j < n; ++j) out[j] = Op::template apply<V, R>(x[j], scale[j], eps[j]);
   }
 };
 
-// kLanes counters' worth of elements, contiguous in memory, of which the first has the
-// noise index counter * kPerCounter under this key, if the op draws.
-template <class V, class T, class Compute>
-REPARAM_FUSED_INLINE void compute_tile(Form form, const T* x, const T* scale, T* out,
-                                       const uint64_t* key, uint64_t counter) {
-  typename Element<V, T>::Register eps[Element<V, T>::kPerCounter] = {};
-  if constexpr (Compute::kDraws) normals<V, T>(key[1] + counter, key[0], eps);
-  Compute::template tile<V, T>(form, x, scale, out, eps);
+// And one that is not. The form is no template parameter of the loop: a branch for a tile
+// costs nothing, twice the kernels twice the build.
+template <template <class> class Op>
+struct ByForm {
+  static constexpr bool kReads = true;
+  static constexpr bool kDraws = true;
+  template <class V, class R, int n>
+  static REPARAM_FUSED_INLINE void apply(Form form, const R (&x)[n], const R (&scale)[n],
+                                         const R (&eps)[n], R (&out)[n]) {
+    apply_one_of<V>(Forms{}, form, x, scale, eps, out);
+  }
+
+ private:
+  template <class V, class First, class... Rest, class R, int n>
+  static REPARAM_FUSED_INLINE void apply_one_of(FormList<First, Rest...>, Form form,
+                                                const R (&x)[n], const R (&scale)[n],
+                                                const R (&eps)[n], R (&out)[n]) {
+    if constexpr (sizeof...(Rest) > 0) {
+      if (form != 0) {
+        return apply_one_of<V>(FormList<Rest...>{}, form - 1, x, scale, eps, out);
+      }
+    }
+    ForAll<Op<First>>::template apply<V>(form, x, scale, eps, out);
+  }
+};
+
+// The elements of runs to their positions in a tile, and back. Indices are of 64 bits: with
+// -fwrapv a compiler sees no stretch of memory in shorter ones.
+template <class V, class T, class Where>
+REPARAM_FUSED_INLINE void copy_in(const Where& where, const Run* runs, int n_runs,
+                                  int64_t Run::* place, const T* from, int64_t stride, T* tile) {
+  int64_t element = 0;
+  for (int r = 0; r < n_runs; ++r) {
+    const T* run = from + runs[r].*place;
+    for (int64_t i = 0; i < runs[r].length; ++i)
+      tile[where.position(element + i)] = run[i * stride];
+    element += runs[r].length;
+  }
 }
+template <class V, class T, class Where>
+REPARAM_FUSED_INLINE void copy_out(const Where& where, const Run* runs, int n_runs, const T* tile,
+                                   T* to, int64_t stride) {
+  int64_t element = 0;
+  for (int r = 0; r < n_runs; ++r) {
+    T* run = to + runs[r].out;
+    for (int64_t i = 0; i < runs[r].length; ++i)
+      run[i * stride] = tile[where.position(element + i)];
+    element += runs[r].length;
+  }
+}
+
+// The elements of a tile that belong to one segment: those of counters in a row.
+template <class V, class T>
+struct OneSegment {
+  const uint64_t* key;
+  uint64_t counter;
+  int64_t skipped;  // elements of the first counter that are not in the segment
+
+  REPARAM_FUSED_INLINE int64_t position(int64_t element) const { return skipped + element; }
+  template <class R, int n>
+  REPARAM_FUSED_INLINE void draw(R (&eps)[n]) const {
+    normals<V, T>(key[1] + counter, key[0], eps);
+  }
+  template <class... Args>
+  REPARAM_FUSED_INLINE void gather(Args... args) const {
+    copy_in<V, T>(*this, args...);
+  }
+  template <class... Args>
+  REPARAM_FUSED_INLINE void scatter(Args... args) const {
+    copy_out<V, T>(*this, args...);
+  }
+};
+
+// And those of a tile that short segments share: each lane has a counter and a key of its
+// own. What is the same for every op is out of line: it would take half as much code again.
+template <class V, class T>
+class ManySegments {
+ public:
+  // Takes as many elements as fit, at most this many, and says how many.
+  template <class Walk>
+  REPARAM_FUSED_INLINE int take(Walk& segments, int64_t most) {
+    int count = 0;
+    for (int lane = 0; lane < V::kLanes && count < most; ++lane) {
+      const uint64_t* key = segments.key();
+      const auto index = static_cast<uint64_t>(segments.index());
+      counters_[lane] = key[1] + index / kPerCounter;
+      seeds_[lane] = key[0];
+      const int skipped = static_cast<int>(index % kPerCounter);
+      // Of all the counter's elements: those that are not taken are written over.
+      for (int i = 0; i < kPerCounter; ++i) {
+        positions_[count + i] = lane * kPerCounter + skipped + i;
+      }
+      int taken = kPerCounter - skipped;
+      if (taken > segments.left()) taken = static_cast<int>(segments.left());
+      if (taken > most - count) taken = static_cast<int>(most - count);
+      count += taken;
+      segments.advance(taken);
+    }
+    return count;
+  }
+
+  REPARAM_FUSED_INLINE int64_t position(int64_t element) const { return positions_[element]; }
+  template <class R, int n>
+  REPARAM_FUSED_NOINLINE void draw(R (&eps)[n]) const {
+    normals<V, T>(counters_, seeds_, eps);
+  }
+  template <class... Args>
+  REPARAM_FUSED_NOINLINE void gather(Args... args) const {
+    copy_in<V, T>(*this, args...);
+  }
+  template <class... Args>
+  REPARAM_FUSED_NOINLINE void scatter(Args... args) const {
+    copy_out<V, T>(*this, args...);
+  }
+
+ private:
+  static constexpr int kPerCounter = Element<V, T>::kPerCounter;
+  // Zeroed, for the lanes that are not taken
+  alignas(64) uint64_t counters_[V::kLanes] = {};
+  alignas(64) uint64_t seeds_[V::kLanes] = {};
+  int positions_[V::kLanes * kPerCounter + kPerCounter - 1];
+};
 
 // A tile at a time: a wide one where as many elements are left, a narrow one for
 // what remains, and for what is cut by the end of the range or of a slice.
@@ -141,68 +294,87 @@ class Loop {
         scale_stride_(p.scale_strides[p.ndim - 1]),
         out_stride_(p.out_strides[p.ndim - 1]) {}
 
+  using Wide = Twice<V>;
+  static constexpr int kPerCounter = Element<V, T>::kPerCounter;
+  static constexpr int kNarrow = V::kLanes * kPerCounter;
+  static constexpr int kWide = 2 * kNarrow;
+
   // The elements of noise index [index, stop) under one key; the first of them is
   // where the cursor stands.
   REPARAM_FUSED_INLINE void segment(const uint64_t* key, int64_t index, int64_t stop) {
     while (index < stop) {
-      const int skipped = static_cast<int>(index % kPerCounter);
+      const int64_t skipped = index % kPerCounter;
       const auto counter = static_cast<uint64_t>(index / kPerCounter);
       const int64_t left = stop - index;
       if (skipped == 0 && left >= kWide) {
-        tile<Twice<V>>(key, counter, 0, kWide);
+        tile<Wide>(OneSegment<Wide, T>{key, counter, 0}, kWide);
         index += kWide;
       } else {
         const int count = static_cast<int>(left < kNarrow - skipped ? left : kNarrow - skipped);
-        tile<V>(key, counter, skipped, count);
+        tile<V>(OneSegment<V, T>{key, counter, skipped}, count);
         index += count;
       }
     }
   }
 
- private:
-  static constexpr int kPerCounter = Element<V, T>::kPerCounter;
-  static constexpr int kNarrow = V::kLanes * kPerCounter;
-  static constexpr int kWide = 2 * kNarrow;
+  // The next elements, of segments that are shorter than a tile: a lane of it takes the
+  // counter after that of the lane before, or the first of the next segment.
+  REPARAM_FUSED_INLINE void short_segments(Segments<V>& segments, int64_t numel) {
+    ManySegments<Wide, T> many;
+    while (numel > 0) {
+      const int count = many.take(segments, numel);
+      tile<Wide>(many, count);
+      numel -= count;
+    }
+  }
 
+ private:
   // Operands that are contiguous over the whole tile are used where they lie,
   // others by way of a buffer.
-  template <class W>
-  REPARAM_FUSED_INLINE void tile(const uint64_t* key, uint64_t counter, int skipped, int count) {
+  template <class W, class Where>
+  REPARAM_FUSED_INLINE void tile(const Where& where, int count) {
     int n_runs = 0;
     for (int done = 0; done < count; done += runs_[n_runs++].length) {
       runs_[n_runs] = cursor_.next(count - done);
     }
     const bool whole = n_runs == 1 && count == W::kLanes * kPerCounter;
-    const T* x = x_ + runs_[0].x;
-    const T* scale = scale_ + runs_[0].scale;
-    if (Compute::kReads && (!whole || x_stride_ != 1)) {
-      x = gather(x_, &Run::x, x_stride_, n_runs, x_tile_, skipped);
-    }
-    if (Compute::kReads && (!whole || scale_stride_ != 1)) {
-      scale = gather(scale_, &Run::scale, scale_stride_, n_runs, scale_tile_, skipped);
+    const T *x = x_tile_, *scale = scale_tile_;
+    if constexpr (Compute::kReads) {
+      x = operand<W>(x_, &Run::x, x_stride_, whole, n_runs, where, x_tile_);
+      scale = operand<W>(scale_, &Run::scale, scale_stride_, whole, n_runs, where, scale_tile_);
     }
     const bool in_place = whole && out_stride_ == 1;
-    T* out = in_place ? out_ + runs_[0].out : out_tile_;
-    compute_tile<W, T, Compute>(form_, x, scale, out, key, counter);
-    if (!in_place) scatter(n_runs, skipped);
+    compute<W>(x, scale, in_place ? out_ + runs_[0].out : out_tile_, where);
+    if (!in_place) where.scatter(runs_, n_runs, out_tile_, out_, out_stride_);
   }
 
-  REPARAM_FUSED_INLINE const T* gather(const T* from, int64_t Run::* place, int64_t stride,
-                                       int n_runs, T* tile, int skipped) {
-    T* to = tile + skipped;
-    for (int r = 0; r < n_runs; ++r) {
-      const T* run = from + runs_[r].*place;
-      for (int i = 0; i < runs_[r].length; ++i) *to++ = run[i * stride];
+  // A tile takes more instructions than a CPU looks ahead: without the prefetch of the next
+  // one's, loads beyond the caches wait a quarter longer, by where the compiler has put them.
+  template <class W, class Where>
+  REPARAM_FUSED_INLINE const T* operand(const T* from, int64_t Run::* place, int64_t stride,
+                                        bool whole, int n_runs, const Where& where, T* tile) {
+    if (!whole || stride != 1) {
+      where.gather(runs_, n_runs, place, from, stride, tile);
+      return tile;
     }
-    return tile;
+    constexpr int kTile = W::kLanes * kPerCounter, kLine = 64 / static_cast<int>(sizeof(T));
+    const T* first = from + runs_[0].*place;
+    for (int i = 0; i < kTile; i += kLine) REPARAM_FUSED_PREFETCH(first + kTile + i);
+    return first;
   }
 
-  REPARAM_FUSED_INLINE void scatter(int n_runs, int skipped) {
-    const T* from = out_tile_ + skipped;
-    for (int r = 0; r < n_runs; ++r) {
-      T* run = out_ + runs_[r].out;
-      for (int i = 0; i < runs_[r].length; ++i) run[i * out_stride_] = *from++;
+  template <class W, class Where>
+  REPARAM_FUSED_INLINE void compute(const T* x, const T* scale, T* out, const Where& where) {
+    using R = typename Element<W, T>::Register;
+    R x_in[kPerCounter] = {}, scale_in[kPerCounter] = {}, eps[kPerCounter] = {};
+    if constexpr (Compute::kDraws) where.draw(eps);
+    if constexpr (Compute::kReads) {
+      W::load_tile(x, x_in);
+      W::load_tile(scale, scale_in);
     }
+    R result[kPerCounter];
+    Compute::template apply<W>(form_, x_in, scale_in, eps, result);
+    W::store_tile(out, result);
   }
 
   Cursor<V> cursor_;
@@ -218,32 +390,26 @@ class Loop {
   alignas(64) T out_tile_[kWide];
 };
 
-// The noise index of a segment's first element; the key moves on to its own.
-template <class V>
-REPARAM_FUSED_INLINE int64_t start_of_segment(const Problem& p, int64_t segment,
-                                              const uint64_t*& key) {
-  int64_t index = p.first_index;
-  for (int d = p.outer_ndim - 1; segment > 0; --d) {
-    const int64_t along = segment % p.sizes[d];
-    segment /= p.sizes[d];
-    index += along * p.index_strides[d];
-    key += along * p.key_strides[d];
-  }
-  return index;
-}
-
 template <class V, class T, class Compute>
 void run_kernel(const Problem& p, int64_t begin, int64_t end) {
-  Loop<V, T, Compute> loop(p, begin);
-  for (int64_t position = begin; position < end;) {
-    const int64_t segment = position / p.segment_numel;
-    const int64_t skipped = position - segment * p.segment_numel;
-    const int64_t left = p.segment_numel - skipped;
-    const int64_t taken = left < end - position ? left : end - position;
-    const uint64_t* key = p.keys;
-    const int64_t index = skipped + start_of_segment<V>(p, segment, key);
-    loop.segment(key, index, index + taken);
-    position += taken;
+  using KernelLoop = Loop<V, T, Compute>;
+  Segments<V> segments(p, begin);
+  if constexpr (Compute::kDraws && V::kLanes > 1) {
+    // Where a segment ends within a counter, elements have to be moved in between.
+    const bool packed = p.segment_numel % KernelLoop::kPerCounter == 0;
+    if (p.segment_numel < KernelLoop::kNarrow / (packed ? 1 : 2)) {
+      const Operands<V> operands(p);
+      KernelLoop(operands.problem, begin).short_segments(segments, end - begin);
+      return;
+    }
+  }
+  KernelLoop loop(p, begin);
+  while (begin < end) {
+    const int64_t left = segments.left(), index = segments.index();
+    const int64_t taken = left < end - begin ? left : end - begin;
+    loop.segment(segments.key(), index, index + taken);
+    segments.advance(taken);
+    begin += taken;
   }
 }
 

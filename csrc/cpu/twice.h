@@ -72,6 +72,11 @@ struct Twice {
     V::template counters<T>(first, low.a, high.a);
     V::template counters<T>(first + V::kLanes, low.b, high.b);
   }
+  template <class T>
+  static REPARAM_FUSED_INLINE void halves(const uint64_t* words, U& low, U& high) {
+    V::template halves<T>(words, low.a, high.a);
+    V::template halves<T>(words + V::kLanes, low.b, high.b);
+  }
   template <class T, class R, int n>
   static REPARAM_FUSED_INLINE void to_tile_order(Both<R> (&x)[n]) {
     R a[n], b[n];

@@ -302,27 +302,42 @@ double half_load_differs() {
   return differ;
 }
 
-// A tile of normals as elements of T, from counters about a carry.
+// How many lanes of a tile of normals, as elements of T, are not what Scalar makes of their
+// counters and seeds.
+template <class T, class R, int n>
+double lanes_wrong(const R (&eps)[n], const uint64_t* counters, const uint64_t* seeds) {
+  typename Element<Scalar, T>::Register scalar[n];
+  T out[n * Wide::kLanes], one[n];
+  double wrong = 0;
+  Wide::store_tile(out, eps);
+  for (int j = 0; j < Wide::kLanes; ++j) {
+    normals<Scalar, T>(counters[j], seeds[j], scalar);
+    Scalar::store_tile(one, scalar);
+    wrong += std::memcmp(one, out + n * j, sizeof(one)) != 0;
+  }
+  return wrong;
+}
+
+// From counters in a row, about a carry, under one seed; and from any, each under its own.
 template <class T, class R, int n>
 double normals_differ(R (&eps)[n]) {
   double differ = 0;
+  std::mt19937_64 random(n);
+  uint64_t counters[Wide::kLanes], seeds[Wide::kLanes];
   for (uint64_t first = 0xffffff00u; first < 0x100000100u; first += 7) {
     const uint64_t seed = first * 0x9E3779B97F4A7C15u;
-    normals<Wide, T>(first, seed, eps);
-    T out[n * Wide::kLanes], one[n];
-    Wide::store_tile(out, eps);
     for (int j = 0; j < Wide::kLanes; ++j) {
-      if constexpr (n == 2) {
-        double scalar[2];
-        normals<Scalar, T>(first + j, seed, scalar);
-        Scalar::store_tile(one, scalar);
-      } else {
-        float scalar[4];
-        normals<Scalar, T>(first + j, seed, scalar);
-        Scalar::store_tile(one, scalar);
-      }
-      differ += std::memcmp(one, out + n * j, sizeof(one)) != 0;
+      counters[j] = first + j;
+      seeds[j] = seed;
     }
+    normals<Wide, T>(first, seed, eps);
+    differ += lanes_wrong<T>(eps, counters, seeds);
+    for (int j = 0; j < Wide::kLanes; ++j) {
+      counters[j] = random();
+      seeds[j] = random();
+    }
+    normals<Wide, T>(counters, seeds, eps);
+    differ += lanes_wrong<T>(eps, counters, seeds);
   }
   return differ;
 }
@@ -407,7 +422,7 @@ void print_philox(char** words) {
   uint32_t in[6];
   for (int i = 0; i < 6; ++i) in[i] = static_cast<uint32_t>(std::strtoul(words[i], nullptr, 16));
   const uint64_t seed = in[4] | static_cast<uint64_t>(in[5]) << 32;
-  const auto out = philox4x32_10<Scalar>({in[0], in[1], in[2], in[3]}, seed);
+  const auto out = philox4x32_10<Scalar>({in[0], in[1], in[2], in[3]}, OneSeed<Scalar>(seed));
   std::printf("%08x %08x %08x %08x\n", out.w0, out.w1, out.w2, out.w3);
 }
 
