@@ -112,12 +112,18 @@ def _box_muller(w0, w1, NEWTON: tl.constexpr):
 
 
 @triton.jit
-def _normals(counter, seed, NEWTON: tl.constexpr):
-    """The four float32 normals of each counter."""
-    w0, w1, w2, w3 = _philox(
+def _words(counter, seed):
+    """The four words of each counter's block."""
+    return _philox(
         counter.to(tl.uint32), (counter >> 32).to(tl.uint32),
         seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
     )  # fmt: skip
+
+
+@triton.jit
+def _normals(counter, seed, NEWTON: tl.constexpr):
+    """The four float32 normals of each counter."""
+    w0, w1, w2, w3 = _words(counter, seed)
     n0, n1 = _box_muller(w0, w1, NEWTON)
     n2, n3 = _box_muller(w2, w3, NEWTON)
     return n0, n1, n2, n3
@@ -132,10 +138,7 @@ def _double(high, low):
 @triton.jit
 def _normals_double(counter, seed):
     """The two float64 normals of each counter."""
-    w0, w1, w2, w3 = _philox(
-        counter.to(tl.uint32), (counter >> 32).to(tl.uint32),
-        seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
-    )  # fmt: skip
+    w0, w1, w2, w3 = _words(counter, seed)
     radius = tl.sqrt(-2.0 * tl.log(_double(w0, w1) + 2.710505431213761e-20))
     # A bare constant would be a float32.
     angle = _double(w2, w3) * tl.full(w2.shape, 6.283185307179586, tl.float64)
@@ -371,6 +374,29 @@ def elements_kernel(
         tl.store(out, value.to(dtype), mask=mask)
 
 
+@triton.jit(do_not_specialize=["n", "total", "key_stride", "data_stride", "first"])
+def keys_kernel(
+    keys_ptr, data_ptr, out_ptr, n, total, key_stride, data_stride, first: tl.int64,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Keys derived from n keys, one a lane: of each in turn, by one number or by its own.
+
+    A number is that of the round, from `first` on, plus that in the memory of data, if any.
+    """
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < total
+    child = i // n
+    k = i - child * n
+    counter = tl.load(keys_ptr + k * key_stride + 1, mask=inside).to(tl.uint64)
+    counter += (first + child).to(tl.uint64)
+    if data_ptr is not None:
+        counter += tl.load(data_ptr + k * data_stride, mask=inside).to(tl.uint64)
+    seed = tl.load(keys_ptr + k * key_stride, mask=inside).to(tl.uint64)
+    w0, w1, w2, w3 = _words(counter, seed)
+    tl.store(out_ptr + 2 * i, (w1.to(tl.uint64) << 32) | w0, mask=inside)
+    tl.store(out_ptr + 2 * i + 1, (w3.to(tl.uint64) << 32) | w2, mask=inside)
+
+
 class Plan(NamedTuple):
     """A launch: of which kernel, over how many programs, with which arguments."""
 
@@ -518,15 +544,22 @@ def _launch(
     if out.numel() == 0:
         return out
     x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
-    kernel, programs, arguments, constants = plan(
-        x, scale, key, out, op=op, form=form,
-        global_shape=global_shape, global_offset=global_offset, position=position,
+    _run(
+        plan(
+            x, scale, key, out, op=op, form=form,
+            global_shape=global_shape, global_offset=global_offset, position=position,
+        ),
+        out.device,
     )  # fmt: skip
-    # Only Triton's own interpreter takes tensors of the CPU.
-    on_cpu = out.device.type == "cpu"
-    with nullcontext() if on_cpu else torch.get_device_module(out.device).device(out.device):
-        kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=False)
     return out
+
+
+def _run(plan: Plan, device: torch.device) -> None:
+    kernel, programs, arguments, constants = plan
+    # Only Triton's own interpreter takes tensors of the CPU.
+    on_cpu = device.type == "cpu"
+    with nullcontext() if on_cpu else torch.get_device_module(device).device(device):
+        kernel[(programs,)](*arguments, **constants, num_warps=WARPS, enable_fp_fusion=False)
 
 
 def sample_from_key(mu: Tensor, scale: Tensor, key: Tensor, *options: Any) -> Tensor:
@@ -579,3 +612,36 @@ def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
 def kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
     """grad_log_var = grad (e^log_var - 1) / 2."""
     return _launch("kl_divergence_backward", grad, log_var, _output(grad, log_var))
+
+
+def keys_plan(
+    keys: Tensor, data: Tensor | None, out: Tensor, key_stride: int, data_stride: int, first: int
+) -> Plan:
+    """How to fill `out`, (count, n, 2), with keys derived from n keys; it is not empty."""
+    total = out.numel() // 2
+    return Plan(
+        keys_kernel,
+        -(-total // _BLOCK_COUNTERS),
+        (keys, data, out, out.size(1), total, key_stride, data_stride, first),
+        {"BLOCK": _BLOCK_COUNTERS},
+    )
+
+
+def child_keys(keys: Tensor, first: int, count: int) -> Tensor:
+    """Children first, first + 1, ... of keys (n, 2), with first a signed int64: (count, n, 2)."""
+    keys = keys.contiguous()
+    out = torch.empty(count, *keys.shape, dtype=keys.dtype, device=keys.device)
+    if out.numel() > 0:
+        _run(keys_plan(keys, None, out, 2, 0, first), keys.device)
+    return out
+
+
+def fold_in(keys: Tensor, data: Tensor) -> Tensor:
+    """Child data[i] of key i, for keys (n or 1, 2) and data (n or 1,) of 64-bit integers."""
+    keys = keys if keys.stride(-1) == 1 else keys.contiguous()
+    n = keys.size(0) if data.size(0) == 1 else data.size(0)
+    out = torch.empty(1, n, 2, dtype=keys.dtype, device=keys.device)
+    if n > 0:
+        key_stride, data_stride = (0 if t.size(0) == 1 else t.stride(0) for t in (keys, data))
+        _run(keys_plan(keys, data, out, key_stride, data_stride, 0), keys.device)
+    return out[0]

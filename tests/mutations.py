@@ -190,7 +190,7 @@ MUTATIONS = [
     Mutation("GPU: grads of FusedDraw materialised", "reparam_fused/autograd.py", "        ctx.set_materialize_grads(False)\n        _, scale, key", "        _, scale, key", "test_gpu", "cuda"),
     Mutation("GPU: noise of two filled operands", "reparam_fused/random.py", "return _ops.noise(key, size, dtype, global_shape, global_offset)", "zero = torch.full((), -0.0, dtype=dtype, device=key.device).expand(size)\n    return _ops.sample_from_key(zero, torch.ones_like(zero), key, 'std', global_shape, global_offset)", "test_gpu", "cuda"),
     Mutation("GPU: sample of the extension under Triton", "reparam_fused/_ops.py", 'library.impl("sample", _triton_sample, "CUDA")', "pass", "test_gpu", "triton"),
-    Mutation("GPU: Triton's device", "reparam_fused/triton_kernels.py", "nullcontext() if on_cpu else torch.get_device_module(out.device).device(out.device)", "nullcontext()", "test_gpu", "triton"),
+    Mutation("GPU: Triton's device", "reparam_fused/triton_kernels.py", "nullcontext() if on_cpu else torch.get_device_module(device).device(device)", "nullcontext()", "test_gpu", "triton"),
     Mutation("GPU: Triton's operands of two devices", "reparam_fused/triton_kernels.py", "    if x.device != scale.device:\n", "    if False:\n", "test_gpu", "triton"),
     Mutation("GPU: Triton's key of another device", "reparam_fused/triton_kernels.py", " or key.device != x.device", "", "test_gpu", "triton"),
     Mutation("GPU: Triton's draw moves nothing", "reparam_fused/_draw.py", "generator.philox_state(4 * blocks)", "generator.philox_state(0)", "test_gpu", "triton"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from triton.runtime import interpreter
 
 import reparam_fused
-from reparam_fused import _ops, triton_kernels
+from reparam_fused import _ops, reference, triton_kernels
 from reparam_fused._draw import Position
 
 OPS = [
@@ -66,7 +66,30 @@ def compare_draw(x: Tensor, scale: Tensor) -> None:
     compare_results(z, _ops.sample_from_key(x, scale, key))
 
 
+def compare_keys() -> None:
+    """Against the definition, whatever the sign that the words are kept with."""
+    keys = torch.stack([key_of(3 * r + 2**63, (2**64 - 2 + r) % 2**64) for r in range(5)])
+    for first in (0, 2**32 - 3, -2):
+        blocks = torch.arange(first, first + 70)
+        expected = children(keys, blocks).movedim(-2, 0)
+        assert torch.equal(triton_kernels.child_keys(keys, first, 70), expected)
+        signed = triton_kernels.child_keys(keys[::2].view(torch.int64), first, 70)
+        assert torch.equal(signed.view(torch.uint64), expected[:, ::2])
+        assert torch.equal(triton_kernels.fold_in(keys[3:4], blocks), expected[:, 3])
+        assert torch.equal(triton_kernels.fold_in(keys[::2], blocks[:1]), expected[0, ::2])
+        diagonal = torch.stack([expected[2 * r, r] for r in range(5)])
+        assert torch.equal(triton_kernels.fold_in(keys, blocks[:10:2]), diagonal)
+    assert triton_kernels.child_keys(keys[:0], 0, 3).shape == (3, 0, 2)
+    assert triton_kernels.fold_in(keys[:0], blocks[:1]).shape == (0, 2)
+
+
+def children(keys: Tensor, blocks: Tensor) -> Tensor:
+    w0, w1, w2, w3 = reference.words(keys, blocks)
+    return torch.stack([w1 << 32 | w0, w3 << 32 | w2], -1).view(torch.uint64)
+
+
 def main() -> None:
+    compare_keys()
     interpreter.InterpreterBuilder.create_fma = create_fma
     key = key_of(2**64 - 59, 2**32 - 7)
     for dtype in (torch.float32, torch.float64):

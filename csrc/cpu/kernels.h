@@ -14,6 +14,10 @@ struct KernelTable {
 struct Kernels {
   const char* isa;
   KernelTable sample, sample_backward, noise, kl_divergence, kl_divergence_backward;
+  // As keys.h has them
+  void (*child_keys)(const uint64_t* keys, int64_t n, uint64_t first, int64_t count, uint64_t* out);
+  void (*fold_in)(const uint64_t* keys, int64_t key_stride, const uint64_t* data,
+                  int64_t data_stride, int64_t n, uint64_t* out);
 };
 
 // A thread's share is a multiple of this, so that no tile is cut: it is the

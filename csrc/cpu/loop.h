@@ -4,6 +4,7 @@
 #include "../common/kl_divergence.h"
 #include "../common/reparam.h"
 #include "../common/scalar.h"
+#include "derive.h"
 #include "kernels.h"
 #include "twice.h"
 
@@ -426,7 +427,9 @@ constexpr Kernels make_kernels() {
           make_table<V, ByForm<SampleBackward>>(),
           make_table<V, ForAll<Noise>>(),
           make_table<V, ForAll<KlDivergence>>(),
-          make_table<V, ForAll<KlDivergenceBackward>>()};
+          make_table<V, ForAll<KlDivergenceBackward>>(),
+          derive_children<V>,
+          derive_folded<V>};
 }
 
 }  // namespace reparam_fused

@@ -34,6 +34,12 @@ cudaError_t noise_cuda(DType dtype, const Problem& problem, cudaStream_t stream)
 cudaError_t kl_divergence_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
 cudaError_t kl_divergence_backward_cuda(DType dtype, const Problem& problem, cudaStream_t stream);
 
+// Keys derived from keys, as in cpu/keys.h; `out` is aligned to 16 bytes.
+cudaError_t child_keys_cuda(const uint64_t* keys, int64_t n, uint64_t first, int64_t count,
+                            uint64_t* out, cudaStream_t stream);
+cudaError_t fold_in_cuda(const uint64_t* keys, int64_t key_stride, const uint64_t* data,
+                         int64_t data_stride, int64_t n, uint64_t* out, cudaStream_t stream);
+
 // Whether the current device can run the kernels: cudaSuccess, or why not. The
 // driver is asked once for each device.
 cudaError_t has_cuda_binary();
