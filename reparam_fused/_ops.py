@@ -114,9 +114,16 @@ def _check_place(
     )
 
 
-def _check_sample(mu: Tensor, scale: Tensor, key: Tensor, form: str = "log_var", *block: Any) -> None:
+def _broadcast(x: Tensor, scale: Tensor) -> torch.Size:
+    """Their common shape, which torch takes 30 us to find, but for those that are one."""
+    return x.shape if x.shape == scale.shape else torch.broadcast_shapes(x.shape, scale.shape)
+
+
+def _check_sample(
+    mu: Tensor, scale: Tensor, key: Tensor, form: str = "log_var", *block: Any
+) -> None:
     _check_form(form)
-    _check_place(torch.broadcast_shapes(mu.shape, scale.shape), key, *block)
+    _check_place(_broadcast(mu, scale), key, *block)
 
 
 def _check_backward(
@@ -127,8 +134,7 @@ def _check_backward(
         (scale is not None) == (_forms.SAMPLE[form].second is not None),
         "sample_backward takes a scale in the form log_var, and none in the form std",
     )
-    shape = grad.shape if scale is None else torch.broadcast_shapes(grad.shape, scale.shape)
-    _check_place(shape, key, *block)
+    _check_place(grad.shape if scale is None else _broadcast(grad, scale), key, *block)
 
 
 def _check_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> None:

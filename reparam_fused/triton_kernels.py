@@ -522,6 +522,9 @@ def _output(x: Tensor, scale: Tensor) -> Tensor:
         raise RuntimeError(
             f"reparam_fused: expected tensors on one device, got {x.device} and {scale.device}"
         )
+    if x.shape == scale.shape and x.is_contiguous() and scale.is_contiguous():
+        # Without asking torch, which on an H200's host took 200 us to answer
+        return torch.empty(x.shape, dtype=torch.result_type(x, scale), device=x.device)
     fake = torch.add(x.to("meta"), scale.to("meta"))
     return torch.empty_like(fake, device=x.device)
 
@@ -537,10 +540,13 @@ def _launch(
     global_offset: Sequence[int] | None = None,
     position: Position | None = None,
 ) -> Tensor:
-    if key is not None and (key.dtype != torch.uint64 or key.device != x.device):
-        raise RuntimeError(
-            f"reparam_fused: expected a uint64 key on {x.device}, got {key.dtype} on {key.device}"
-        )
+    if key is not None:
+        if key.dtype not in (torch.uint64, torch.int64) or key.device != x.device:
+            raise RuntimeError(
+                f"reparam_fused: expected a uint64 key on {x.device}, "
+                f"got {key.dtype} on {key.device}"
+            )
+        key = key.view(torch.uint64)
     if out.numel() == 0:
         return out
     x, scale = (t.to(out.dtype).expand(out.shape) for t in (x, scale))
@@ -627,21 +633,24 @@ def keys_plan(
     )
 
 
-def child_keys(keys: Tensor, first: int, count: int) -> Tensor:
-    """Children first, first + 1, ... of keys (n, 2), with first a signed int64: (count, n, 2)."""
-    keys = keys.contiguous()
-    out = torch.empty(count, *keys.shape, dtype=keys.dtype, device=keys.device)
+def split(key: Tensor, first: int, num: int) -> Tensor:
+    """Children first, first + 1, ... of keys (*batch, 2): (num, *batch, 2)."""
+    keys = key.contiguous().view(torch.uint64)
+    out = torch.empty(num, *key.shape, dtype=torch.uint64, device=key.device)
     if out.numel() > 0:
-        _run(keys_plan(keys, None, out, 2, 0, first), keys.device)
-    return out
+        _run(keys_plan(keys.view(-1, 2), None, out.view(num, -1, 2), 2, 0, first), key.device)
+    return out.view(key.dtype)
 
 
-def fold_in(keys: Tensor, data: Tensor) -> Tensor:
-    """Child data[i] of key i, for keys (n or 1, 2) and data (n or 1,) of 64-bit integers."""
-    keys = keys if keys.stride(-1) == 1 else keys.contiguous()
-    n = keys.size(0) if data.size(0) == 1 else data.size(0)
-    out = torch.empty(1, n, 2, dtype=keys.dtype, device=keys.device)
-    if n > 0:
-        key_stride, data_stride = (0 if t.size(0) == 1 else t.stride(0) for t in (keys, data))
-        _run(keys_plan(keys, data, out, key_stride, data_stride, 0), keys.device)
-    return out[0]
+def fold_in(key: Tensor, data: Tensor) -> Tensor:
+    """The child of each key (*batch, 2) that its element of data names, both broadcast."""
+    shape = torch.broadcast_shapes(key.shape[:-1], data.shape)
+    out = torch.empty(*shape, 2, dtype=torch.uint64, device=key.device)
+    # One of either has a stride of 0, and needs no copy.
+    keys = (key if key.numel() == 2 else key.expand(*shape, 2)).contiguous().view(torch.uint64)
+    data = (data if data.numel() == 1 else data.expand(shape)).contiguous()
+    if out.numel() > 0:
+        key_stride, data_stride = 0 if keys.numel() == 2 else 2, 0 if data.numel() == 1 else 1
+        plan = keys_plan(keys, data, out.view(1, -1, 2), key_stride, data_stride, 0)
+        _run(plan, key.device)
+    return out.view(key.dtype)

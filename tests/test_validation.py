@@ -206,7 +206,7 @@ def test_a_call_without_arguments_is_pythons_own_error(device: torch.device) -> 
 
 @needs_kernels
 @pytest.mark.parametrize(
-    "bad", [torch.tensor([1, 2]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)], ids=range(3)
+    "bad", [torch.tensor([1.0, 2.0]), key(1)[:1], split(key(1), 12).view(1, 1, 12, 2)], ids=range(3)
 )
 def test_the_ops_themselves_check_what_memory_safety_needs(
     bad: Tensor, device: torch.device

@@ -72,14 +72,14 @@ def compare_keys() -> None:
     for first in (0, 2**32 - 3, -2):
         blocks = torch.arange(first, first + 70)
         expected = children(keys, blocks).movedim(-2, 0)
-        assert torch.equal(triton_kernels.child_keys(keys, first, 70), expected)
-        signed = triton_kernels.child_keys(keys[::2].view(torch.int64), first, 70)
+        assert torch.equal(triton_kernels.split(keys, first, 70), expected)
+        signed = triton_kernels.split(keys[::2].view(torch.int64), first, 70)
         assert torch.equal(signed.view(torch.uint64), expected[:, ::2])
         assert torch.equal(triton_kernels.fold_in(keys[3:4], blocks), expected[:, 3])
         assert torch.equal(triton_kernels.fold_in(keys[::2], blocks[:1]), expected[0, ::2])
         diagonal = torch.stack([expected[2 * r, r] for r in range(5)])
         assert torch.equal(triton_kernels.fold_in(keys, blocks[:10:2]), diagonal)
-    assert triton_kernels.child_keys(keys[:0], 0, 3).shape == (3, 0, 2)
+    assert triton_kernels.split(keys[:0], 0, 3).shape == (3, 0, 2)
     assert triton_kernels.fold_in(keys[:0], blocks[:1]).shape == (0, 2)
 
 
