@@ -283,22 +283,25 @@ def _over_batch(
 ) -> Tensor:
     """call(operands, key, block), which is said of one example, as one call for all of them."""
     level = _functorch.maybe_current_level()
-    *examples, (key, key_dim) = (
-        (None, None) if t is None else _functorch._unwrap_batched(t, level)
-        for t in (*operands, key)
-    )
-    size = next(
-        (t.shape[d] for t, d in (*examples, (key, key_dim)) if t is not None and d is not None),
-        None,
-    )
+    size, rank, pairs = None, 0, []
+    for t in (*operands, key):
+        pair = (None, None) if t is None else _functorch._unwrap_batched(t, level)
+        pairs.append(pair)
+        if pair[1] is not None:
+            size = pair[0].shape[pair[1]]
+    *examples, (key, key_dim) = pairs
     if size is not None:
-        rank = max(t.dim() - (d is not None) for t, d in examples if t is not None)
-        operands = [None if t is None else _batch_first(t, d, rank) for t, d in examples]
+        for t, dim in examples:
+            if t is not None:
+                rank = max(rank, t.dim() - (dim is not None))
+        operands = [None if t is None else _batch_first(t, dim, rank) for t, dim in examples]
         if key is not None:
             key = _batch_first(key, key_dim, 0)
-            key = key.expand(size, *key.shape[1:])
-            # The batch may be of the key alone.
-            operands[:1] = [t.expand(size, *t.shape[1:]) for t in operands[:1] if t is not None]
+            if key_dim is None:
+                key = key.expand(size, *key.shape[1:])
+            x = operands[0]
+            if x is not None and x.shape[0] != size:  # the batch may be of the key alone
+                operands[0] = x.expand(size, *x.shape[1:])
         if None not in block:
             block = [(n, *sizes) for n, sizes in zip((size, 0), block, strict=True)]
     with torch._C._ExcludeDispatchKeyGuard(_BATCHED):

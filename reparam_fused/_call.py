@@ -43,7 +43,9 @@ def _check_forward_mode(function: str) -> None:
 
 def _exported() -> bool:
     """Whether the call becomes part of a program that runs without this package."""
-    return torch._C._get_tracing_state() is not None or torch.onnx.is_in_onnx_export()
+    if is_compiling():
+        return torch.onnx.is_in_onnx_export()
+    return torch._C._get_tracing_state() is not None
 
 
 # torch.compiler.assume_constant_result, without the import of dynamo: which takes it that
@@ -63,8 +65,7 @@ def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
 
 def _autocast_exp(mu: Tensor, log_var: Tensor) -> Tensor:
     """log_var as autocast has it for exp, which it computes in float32 on all but CPUs."""
-    device = mu.device.type
-    if device in ("cpu", "meta") or not torch.is_autocast_enabled(device):
+    if mu.is_cpu or mu.is_meta or not torch.is_autocast_enabled(mu.device.type):
         return log_var
     return log_var if log_var.dtype == torch.float64 else log_var.float()
 
