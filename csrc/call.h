@@ -3,29 +3,16 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <memory>
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "layout.h"
 
-// From the arguments of an op to a Problem, for the kernels of any device. Of torch it
-// takes the stable ABI alone, so that one binary serves every release since 2.13.
+// The ops of every device, and the way from their arguments to a Problem. Of torch it takes
+// the stable ABI alone, so that one binary serves every release since 2.13.
 
 namespace reparam_fused {
 
 namespace abi = torch::stable::detail;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
-
-inline Shape shape_of(const Sizes& sizes) {
-  return {static_cast<int64_t>(sizes.size()), sizes.data(), nullptr};
-}
-inline std::optional<Shape> shape_of(const std::optional<Sizes>& sizes) {
-  return sizes ? std::optional(shape_of(*sizes)) : std::nullopt;
-}
 
 // Of a function of the ABI: its error, in the words of torch
 inline void check(AOTITorchError error) {
@@ -202,6 +189,51 @@ class Call {
   int64_t numel_;
   Dimensions dims_;
   Problem problem_{};
+};
+
+// The ops that are the same on every device. A Device is made of the first tensor, before
+// anything else is done, and runs the kernel of an op.
+template <class Device>
+struct Ops {
+  static Tensor sample_from_key(const Tensor& mu, const Tensor& scale, const Tensor& key,
+                                const std::string& form, const std::optional<Sizes>& global_shape,
+                                const std::optional<Sizes>& global_offset) {
+    const Options options{form_of(form), shape_of(global_shape), shape_of(global_offset)};
+    return Device(mu).run(kSample, Call(mu, scale, key, options));
+  }
+
+  static Tensor sample_backward(const Tensor& grad_z, const std::optional<Tensor>& scale,
+                                const Tensor& key, const std::string& form,
+                                const std::optional<Sizes>& global_shape,
+                                const std::optional<Sizes>& global_offset) {
+    const Options options{backward_form_of(form, scale.has_value()), shape_of(global_shape),
+                          shape_of(global_offset)};
+    return Device(grad_z).run(kSampleBackward, Call(grad_z, scale.value_or(grad_z), key, options));
+  }
+
+  static Tensor noise(const Tensor& key, const Sizes& size, ScalarType dtype,
+                      const std::optional<Sizes>& global_shape,
+                      const std::optional<Sizes>& global_offset) {
+    const Options options{kLogVar, shape_of(global_shape), shape_of(global_offset)};
+    return Device(key).run(kNoise, Call(key, size, dtype, options));
+  }
+
+  static Tensor kl_divergence(const Tensor& mu, const Tensor& log_var) {
+    return Device(mu).run(kKlDivergence, Call(mu, log_var, std::nullopt, kWithoutNoise));
+  }
+
+  static Tensor kl_divergence_backward(const Tensor& grad, const Tensor& log_var) {
+    return Device(grad).run(kKlDivergenceBackward,
+                            Call(grad, log_var, std::nullopt, kWithoutNoise));
+  }
+
+  static void add_to(abi::StableLibrary& m) {
+    m.impl("sample_from_key", TORCH_BOX(&sample_from_key));
+    m.impl("sample_backward", TORCH_BOX(&sample_backward));
+    m.impl("noise", TORCH_BOX(&noise));
+    m.impl("kl_divergence", TORCH_BOX(&kl_divergence));
+    m.impl("kl_divergence_backward", TORCH_BOX(&kl_divergence_backward));
+  }
 };
 
 }  // namespace reparam_fused

@@ -6,6 +6,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "common/problem.h"
 
@@ -30,6 +31,15 @@ struct Shape {
   int64_t ndim;
   const int64_t *sizes, *strides;
 };
+
+using Sizes = std::vector<int64_t>;
+
+inline Shape shape_of(const Sizes& sizes) {
+  return {static_cast<int64_t>(sizes.size()), sizes.data(), nullptr};
+}
+inline std::optional<Shape> shape_of(const std::optional<Sizes>& sizes) {
+  return sizes ? std::optional(shape_of(*sizes)) : std::nullopt;
+}
 
 inline std::ostream& operator<<(std::ostream& out, const Shape& shape) {
   out << '[';
@@ -64,8 +74,6 @@ inline bool is_packed(const Shape& shape) {
   }
   return true;
 }
-
-enum Op { kSample, kSampleBackward, kNoise, kKlDivergence, kKlDivergenceBackward };
 
 // What the scale is given as, and where the output lies in a larger tensor, of whose
 // noise it takes its part: neither shape nor offset in a call of the whole.

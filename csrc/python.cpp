@@ -136,11 +136,13 @@ bool requires_grad(PyObject* tensor) {
   return answer.get() != Py_False;
 }
 
-bool fill_random(PyObject* tensor, PyObject* generator) {
+void fill_random(PyObject* tensor, PyObject* generator) {
   const Object arguments(Py_BuildValue("(OLO)", tensor, INT64_MIN, Py_None));
   const Object options(Py_BuildValue("{sO}", "generator", generator));
-  return arguments && options &&
-         Object(PyObject_Call(torch_.random, arguments.get(), options.get())) != nullptr;
+  const bool given = arguments && options;
+  const Object filled(given ? PyObject_Call(torch_.random, arguments.get(), options.get())
+                            : nullptr);
+  if (!filled) throw std::runtime_error("random_ raised");
 }
 
 PyObject* left_to_the_op() {

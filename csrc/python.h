@@ -19,8 +19,22 @@ using Object = std::unique_ptr<PyObject, Drop>;
 // Of a class of torch's own, with values that are those in its memory
 bool is_plain_tensor(PyObject* object);
 bool requires_grad(PyObject* tensor);
-// tensor.random_(-2^63, None, generator=generator)
-bool fill_random(PyObject* tensor, PyObject* generator);
+// tensor.random_(-2^63, None, generator=generator). Throws where that raises.
+void fill_random(PyObject* tensor, PyObject* generator);
+
+// Lets other threads of Python run during its scope, where that is `wanted`
+class WithoutGil {
+ public:
+  explicit WithoutGil(bool wanted) : state_(wanted ? PyEval_SaveThread() : nullptr) {}
+  ~WithoutGil() {
+    if (state_ != nullptr) PyEval_RestoreThread(state_);
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
 
 // A new reference to None, without an error
 PyObject* left_to_the_op();

@@ -6,6 +6,8 @@ namespace reparam_fused {
 
 enum DType { kFloat, kDouble, kHalf, kBFloat16, kDTypes };
 
+enum Op { kSample, kSampleBackward, kNoise, kKlDivergence, kKlDivergenceBackward };
+
 // What the scale is given as: the place of its form in the list of reparam.h.
 using Form = int;
 constexpr Form kLogVar = 0, kStd = 1;

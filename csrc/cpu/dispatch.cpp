@@ -4,6 +4,7 @@
 #include <cpuid.h>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -53,6 +54,28 @@ const Kernels& choose_kernels() {
 const Kernels& cpu_kernels() {
   static const Kernels& kernels = choose_kernels();
   return kernels;
+}
+
+int32_t run_kernel(Op op, DType dtype, const Problem& problem, int64_t numel,
+                   ParallelFor parallel_for) {
+  constexpr KernelTable Kernels::* of_op[] = {&Kernels::sample, &Kernels::sample_backward,
+                                              &Kernels::noise, &Kernels::kl_divergence,
+                                              &Kernels::kl_divergence_backward};
+  if (numel == 0) return 0;
+  struct Job {
+    Kernel kernel;
+    const Problem& problem;
+    int64_t numel;
+  } job{(cpu_kernels().*of_op[op]).of[dtype], problem, numel};
+  if (numel <= kGrain) {
+    job.kernel(problem, 0, numel);
+    return 0;
+  }
+  const auto run = [](int64_t begin, int64_t end, void* context) {
+    const Job& job = *static_cast<const Job*>(context);
+    job.kernel(job.problem, begin * kMaxTile, std::min(end * kMaxTile, job.numel));
+  };
+  return parallel_for(0, (numel + kMaxTile - 1) / kMaxTile, kGrain / kMaxTile, run, &job);
 }
 
 }  // namespace reparam_fused

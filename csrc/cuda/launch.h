@@ -48,7 +48,13 @@ cudaError_t has_cuda_binary();
 // compiles for newer ones where the build has PTX.
 std::string built_cuda_archs();
 
-// What to say where has_cuda_binary says no.
-std::string missing_cuda_binary(int major, int minor);
+// module.cpp: these throw, and say which error of CUDA's it was.
+
+// Where the current device, which has this index, has no binary that it can run.
+void check_binary(int device);
+
+// By the launcher of the op. The generator state is that of a sample without a key.
+void enqueue(Op op, DType dtype, const Problem& problem, const GeneratorState* generator,
+             cudaStream_t stream);
 
 }  // namespace reparam_fused

@@ -1,6 +1,4 @@
-#include <Python.h>
-
-#include "../ops.h"
+#include "../call.h"
 #include "launch.h"
 
 // The CUDA side of the ops: device and stream in, one kernel out. No synchronisation, and
@@ -9,27 +7,11 @@
 namespace reparam_fused {
 namespace {
 
-void check(cudaError_t status) {
-  if (status == cudaSuccess) return;
-  (void)cudaGetLastError();  // or the next call of torch would report it
-  throw std::runtime_error(std::string("CUDA error: ") + cudaGetErrorString(status));
-}
-
 // Its device and its stream are the current ones. Made before anything is allocated.
 class Cuda {
  public:
   explicit Cuda(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {
-    const cudaError_t status = has_cuda_binary();
-    if (status != cudaErrorNoKernelImageForDevice && status != cudaErrorInvalidDeviceFunction) {
-      check(status);  // of an earlier kernel, it may be
-      return;
-    }
-    (void)cudaGetLastError();
-    int major = 0, minor = 0;
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device_));
-    check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_));
-    throw std::runtime_error(missing_cuda_binary(major, minor) + " (" + cudaGetErrorString(status) +
-                             ")");
+    check_binary(device_);
   }
 
   // Where the operands have more dimensions than a kernel takes, in row-major order
@@ -48,7 +30,7 @@ class Cuda {
       dense.allocate();
       if (dense.problem().ndim <= kMaxDims) {
         enqueue(op, dense, generator);
-        reparam_fused::check(aoti_torch_copy_(call.out().get(), dense.out().get(), 0));
+        check(aoti_torch_copy_(call.out().get(), dense.out().get(), 0));
         return call.take_out();
       }
     }
@@ -57,14 +39,9 @@ class Cuda {
 
  private:
   void enqueue(Op op, const Call& call, const GeneratorState* generator) const {
-    const auto current = torch::stable::accelerator::getCurrentStream(device_);
-    const auto stream = static_cast<cudaStream_t>(current.nativeHandle());
-    if (op == kSample) return check(sample_cuda(call.dtype(), call.problem(), generator, stream));
-    const auto kernel = op == kSampleBackward ? sample_backward_cuda
-                        : op == kNoise        ? noise_cuda
-                        : op == kKlDivergence ? kl_divergence_cuda
-                                              : kl_divergence_backward_cuda;
-    check(kernel(call.dtype(), call.problem(), stream));
+    void* stream = torch::stable::accelerator::getCurrentStream(device_).nativeHandle();
+    reparam_fused::enqueue(op, call.dtype(), call.problem(), generator,
+                           static_cast<cudaStream_t>(stream));
   }
 
   int32_t device_;
@@ -98,12 +75,6 @@ std::tuple<Tensor, Tensor> sample_at(const Tensor& mu, const Tensor& scale, int6
   return {device.run(kSample, Call(mu, scale, std::nullopt, {form_of(form)}), &generator), key};
 }
 
-PyObject* archs(PyObject*, PyObject*) { return PyUnicode_FromString(built_cuda_archs().c_str()); }
-
-PyMethodDef methods[] = {{"archs", archs, METH_NOARGS, nullptr}, {nullptr, nullptr, 0, nullptr}};
-PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
@@ -112,5 +83,3 @@ STABLE_TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
 }
 
 }  // namespace reparam_fused
-
-PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&reparam_fused::definition); }

@@ -23,13 +23,6 @@ cudaError_t has_cuda_binary() {
   return status;
 }
 
-std::string missing_cuda_binary(int major, int minor) {
-  const std::string capability = std::to_string(major) + "." + std::to_string(minor);
-  return "reparam_fused has no CUDA binary for a device of compute capability " + capability +
-         ": this build has " + built_cuda_archs() +
-         ". To get one, build it with TORCH_CUDA_ARCH_LIST=\"" + capability + "\"";
-}
-
 std::string built_cuda_archs() {
   std::string archs;
   for (const int arch : {__CUDA_ARCH_LIST__}) {
