@@ -109,6 +109,36 @@ inline Owned copy(const View& t, const Shape& shape) {
   return copy;
 }
 
+// Of a key or of what is folded into one: 64 bits an element
+inline bool holds_words(const View& t) {
+  return t.dtype == aoti_torch_dtype_uint64() || t.dtype == aoti_torch_dtype_int64();
+}
+
+// Of m keys the children that n numbers name, where one key or one number stands for as many
+// as there are of the other; or, without numbers, num from `first` on. (num, max(m, n), 2), or
+// the last ndim dimensions of that with the first two as one.
+template <class Device>
+Owned derive(const View& keys, const std::optional<View>& data, uint64_t first, int64_t num,
+             const Device& device, int64_t ndim = 3) {
+  const int64_t m = numel(keys.shape) / 2, n = data ? numel(data->shape) : m;
+  const bool usable = holds_words(keys) && is_row_major(keys.shape) && num >= 0 &&
+                      2 * m == numel(keys.shape) && (m == n || m == 1 || n == 1);
+  if (!usable ||
+      (data && !(holds_words(*data) && is_row_major(data->shape) && data->on_device_of(keys)))) {
+    refuse("expected contiguous keys (m, 2) and numbers (n) of 64 bits, got ",
+           name_of_dtype(keys.dtype), " ", keys.shape);
+  }
+  const int64_t each = m == 1 ? n : m;
+  const int64_t sizes[] = {num, ndim < 3 ? num * each : each, 2}, strides[] = {2 * each, 2, 1};
+  Owned out = empty({ndim, sizes + 3 - ndim, strides + 3 - ndim}, keys.dtype, keys);
+  const auto words = [](const View& t) { return static_cast<const uint64_t*>(t.data()); };
+  Derivation d{words(keys), m == 1 ? 0 : 2, each, data ? words(*data) : nullptr,
+               n != 1,      first,          num};
+  check(torch_get_mutable_data_ptr(out.get(), reinterpret_cast<void**>(&d.out)));
+  if (num * each > 0) device.derive(d);
+  return out;
+}
+
 // A call that has passed the checks. Owns what its Problem points to. Without a key there
 // is one slice.
 class Call {
@@ -172,9 +202,7 @@ class Call {
  private:
   void check_key() const {
     if (!key_) return;
-    const bool words =
-        key_->dtype == aoti_torch_dtype_uint64() || key_->dtype == aoti_torch_dtype_int64();
-    if (words && key_->on_device_of(device_) && dims_.fits(key_->shape)) return;
+    if (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape)) return;
     refuse("expected a uint64 key of shape (2,) or (*batch, 2) for ", dims_.shape(), " on ",
            name_of_device(device_), ", got ", name_of_dtype(key_->dtype), " ", key_->shape, " on ",
            name_of_device(*key_));
@@ -195,25 +223,24 @@ class Call {
 // anything else is done, and runs the kernel of an op.
 template <class Device>
 struct Ops {
+  using Ints = const std::optional<Sizes>&;
+
   static Tensor sample_from_key(const Tensor& mu, const Tensor& scale, const Tensor& key,
-                                const std::string& form, const std::optional<Sizes>& global_shape,
-                                const std::optional<Sizes>& global_offset) {
+                                const std::string& form, Ints global_shape, Ints global_offset) {
     const Options options{form_of(form), shape_of(global_shape), shape_of(global_offset)};
     return Device(mu).run(kSample, Call(mu, scale, key, options));
   }
 
   static Tensor sample_backward(const Tensor& grad_z, const std::optional<Tensor>& scale,
-                                const Tensor& key, const std::string& form,
-                                const std::optional<Sizes>& global_shape,
-                                const std::optional<Sizes>& global_offset) {
+                                const Tensor& key, const std::string& form, Ints global_shape,
+                                Ints global_offset) {
     const Options options{backward_form_of(form, scale.has_value()), shape_of(global_shape),
                           shape_of(global_offset)};
     return Device(grad_z).run(kSampleBackward, Call(grad_z, scale.value_or(grad_z), key, options));
   }
 
-  static Tensor noise(const Tensor& key, const Sizes& size, ScalarType dtype,
-                      const std::optional<Sizes>& global_shape,
-                      const std::optional<Sizes>& global_offset) {
+  static Tensor noise(const Tensor& key, const Sizes& size, ScalarType dtype, Ints global_shape,
+                      Ints global_offset) {
     const Options options{kLogVar, shape_of(global_shape), shape_of(global_offset)};
     return Device(key).run(kNoise, Call(key, size, dtype, options));
   }
@@ -227,10 +254,17 @@ struct Ops {
                             Call(grad, log_var, std::nullopt, kWithoutNoise));
   }
 
+  static Tensor derive(const Tensor& keys, const std::optional<Tensor>& data, int64_t first,
+                       int64_t num) {
+    const std::optional<View> numbers = data ? std::optional<View>(*data) : std::nullopt;
+    return Tensor(reparam_fused::derive(keys, numbers, first, num, Device(keys)).release());
+  }
+
   static void add_to(abi::StableLibrary& m) {
     m.impl("sample_from_key", TORCH_BOX(&sample_from_key));
     m.impl("sample_backward", TORCH_BOX(&sample_backward));
     m.impl("noise", TORCH_BOX(&noise));
+    m.impl("derive", TORCH_BOX(&derive));
     m.impl("kl_divergence", TORCH_BOX(&kl_divergence));
     m.impl("kl_divergence_backward", TORCH_BOX(&kl_divergence_backward));
   }

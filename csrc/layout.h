@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "common/problem.h"
+#include "common/forms.h"
 
 // From the shapes and strides of a call to the tables of a Problem, without torch.
 
@@ -51,6 +51,21 @@ inline bool same_sizes(const Shape& a, const Shape& b) {
   return a.ndim == b.ndim && std::equal(a.sizes, a.sizes + a.ndim, b.sizes);
 }
 
+inline int64_t numel(const Shape& shape) {
+  int64_t numel = 1;
+  for (int64_t d = 0; d < shape.ndim; ++d) numel *= shape.sizes[d];
+  return numel;
+}
+
+inline bool is_row_major(const Shape& shape) {
+  int64_t expected = 1;
+  for (int64_t d = shape.ndim - 1; d >= 0; --d) {
+    if (shape.sizes[d] != 1 && shape.strides[d] != expected) return false;
+    expected *= shape.sizes[d];
+  }
+  return true;
+}
+
 // Whether the elements lie without gaps, the dimension order[0] innermost. Where a
 // dimension of size 1 would go does not count.
 inline bool is_packed(const Shape& shape, const int64_t* order) {
@@ -85,17 +100,18 @@ struct Options {
 constexpr Options kWithoutNoise{kLogVar, {}, {}, false};
 
 inline Form form_of(const std::string& name) {
-  if (name == "log_var") return kLogVar;
-  if (name != "std") refuse("expected form to be log_var or std, got ", name);
-  return kStd;
+  const Form form = form_id(name.data(), name.size());
+  if (form >= 0) return form;
+  std::string names = form_name(0);
+  for (Form i = 1; i < form_count(); ++i) names += std::string(" or ") + form_name(i);
+  refuse("expected form to be ", names, ", got ", name);
 }
 
-// Of a backward: its derivative depends on the scale in one form alone.
+// Of a backward, which takes the scale where its derivative depends on it
 inline Form backward_form_of(const std::string& name, bool has_scale) {
-  if (has_scale != (form_of(name) == kLogVar)) {
-    refuse("sample_backward takes a scale in the form log_var, and none in the form std");
-  }
-  return form_of(name);
+  const Form form = form_of(name);
+  if (has_scale == form_backward_reads(form)) return form;
+  refuse("sample_backward takes ", has_scale ? "no" : "a", " scale in the form ", name);
 }
 
 // As torch promotes: a tensor without dimensions gives way to one with them.
@@ -117,11 +133,7 @@ class Dimensions {
 
   Shape shape() const { return {ndim, sizes, strides[kOut]}; }
 
-  int64_t numel() const {
-    int64_t numel = 1;
-    for (int64_t d = 0; d < ndim; ++d) numel *= sizes[d];
-    return numel;
-  }
+  int64_t numel() const { return reparam_fused::numel(shape()); }
 
   // The shape that both broadcast to
   void broadcast(const Shape& x, const Shape& scale) {

@@ -70,7 +70,7 @@ bool is_cpu_generator(PyObject* object) {
 }
 
 PyObject* run_where_plain(const PlainCall& call) {
-  const bool has_form = call.form == kLogVar || call.form == kStd;
+  const bool has_form = call.form >= 0 && call.form < form_count();
   return torch_.complete && has_form && is_plain_thread() ? run(call) : left_to_the_op();
 }
 
@@ -79,7 +79,8 @@ PyObject* launch(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const long op = PyLong_AsLong(arguments[0]), form = PyLong_AsLong(arguments[1]);
   const bool noise = op == kSample || op == kSampleBackward;
   const bool known = noise || op == kKlDivergence || op == kKlDivergenceBackward;
-  const bool has_scale = op != kSampleBackward || form != kStd;
+  const bool has_form = form >= 0 && form < form_count();
+  const bool has_scale = op != kSampleBackward || (has_form && form_backward_reads(form));
   if (!known || has_scale != (arguments[3] != Py_None) || noise != (arguments[4] != Py_None)) {
     return left_to_the_op();
   }
@@ -106,9 +107,25 @@ PyObject* isa(PyObject*, PyObject*) {
 
 // The ids that launch and draw take, by name
 PyObject* kernels(PyObject*, PyObject*) {
-  return Py_BuildValue("{s{sisisisi}s{sisi}}", "ops", "sample_from_key", kSample, "sample_backward",
-                       kSampleBackward, "kl_divergence", kKlDivergence, "kl_divergence_backward",
-                       kKlDivergenceBackward, "forms", "log_var", kLogVar, "std", kStd);
+  const Object ops(Py_BuildValue("{sisisisi}", "sample_from_key", kSample, "sample_backward",
+                                 kSampleBackward, "kl_divergence", kKlDivergence,
+                                 "kl_divergence_backward", kKlDivergenceBackward));
+  const Object forms(PyDict_New());
+  for (Form form = 0; forms && form < form_count(); ++form) {
+    const Object id(PyLong_FromLong(form));
+    if (!id || PyDict_SetItemString(forms.get(), form_name(form), id.get()) < 0) return nullptr;
+  }
+  return ops && forms ? Py_BuildValue("{sOsO}", "ops", ops.get(), "forms", forms.get()) : nullptr;
+}
+
+// Children of a key: so many from the first on, or, for None, that one
+PyObject* split(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 3) return PyErr_Format(PyExc_TypeError, "expected key, first, num");
+  const long long first = PyLong_AsLongLong(arguments[1]);
+  const bool one = arguments[2] == Py_None;
+  const long long num = one ? 1 : PyLong_AsLongLong(arguments[2]);
+  if (PyErr_Occurred() || !torch_.complete || !is_plain_thread()) return left_to_the_op();
+  return run_split(arguments[0], static_cast<uint64_t>(first), one ? -1 : num);
 }
 
 template <class Function>
@@ -118,6 +135,7 @@ PyCFunction method(Function* function) {
 
 PyMethodDef methods[] = {{"launch", method(launch), METH_FASTCALL, nullptr},
                          {"draw", method(draw), METH_FASTCALL, nullptr},
+                         {"split", method(split), METH_FASTCALL, nullptr},
                          {"isa", isa, METH_NOARGS, nullptr},
                          {"kernels", kernels, METH_NOARGS, nullptr},
                          {nullptr, nullptr, 0, nullptr}};

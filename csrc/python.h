@@ -47,6 +47,8 @@ struct PlainCall {
 };
 // The result; or, for autograd to record, the result and its key
 PyObject* run(const PlainCall& call);
+// num children of a key, from the first on; of num -1 that one alone
+PyObject* run_split(PyObject* key, uint64_t first, int64_t num);
 // Whether torch converts its tensors, as it does since 2.14
 bool can_run();
 

@@ -5,14 +5,13 @@
     noise(key, size, dtype, ...) -> eps
     kl_divergence(mu, log_var) -> kl
     kl_divergence_backward(grad, log_var) -> grad_log_var
-    split(key, first, num) -> keys
-    fold_in(key, data) -> key
+    derive(keys, data, first, num) -> keys
     sample(mu, scale, generator=None, ...) -> (z, key)
     sample_fresh(mu, scale, fresh, ...) -> (z, key)
     sample_at(mu, scale, seed, offset, ...) -> (z, key)
     traced_sample(mu, scale, ...) -> z
 
-The first seven are pure functions: randomness enters only through the key. `sample` draws a
+The first six are pure functions: randomness enters only through the key. `sample` draws a
 key, on a GPU in the kernel that uses it: at the place of a generator that `sample_at` is
 told. `sample_fresh` is `sample` in a graph, where an empty tensor of its own keeps two calls
 from being merged into one; `traced_sample` gives it that tensor.
@@ -43,8 +42,7 @@ for _schema in (
     f"noise(Tensor key, SymInt[] size, ScalarType dtype, {_BLOCK}) -> Tensor",
     "kl_divergence(Tensor mu, Tensor log_var) -> Tensor",
     "kl_divergence_backward(Tensor grad, Tensor log_var) -> Tensor",
-    "split(Tensor key, SymInt first, SymInt num) -> Tensor",
-    "fold_in(Tensor key, Tensor data) -> Tensor",
+    "derive(Tensor keys, Tensor? data, SymInt first, SymInt num) -> Tensor",
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 for _schema in (
@@ -130,9 +128,10 @@ def _check_backward(
     grad: Tensor, scale: Tensor | None, key: Tensor, form: str = "log_var", *block: Any
 ) -> None:
     _check_form(form)
+    takes_scale = _forms.SAMPLE[form].second is not None
     _require(
-        (scale is not None) == (_forms.SAMPLE[form].second is not None),
-        "sample_backward takes a scale in the form log_var, and none in the form std",
+        (scale is not None) == takes_scale,
+        f"sample_backward takes {'a' if takes_scale else 'no'} scale in the form {form}",
     )
     _check_place(grad.shape if scale is None else _broadcast(grad, scale), key, *block)
 
@@ -157,8 +156,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "noise": _check_noise,
     "kl_divergence": _unchecked,
     "kl_divergence_backward": _unchecked,
-    "split": _unchecked,
-    "fold_in": _unchecked,
+    "derive": _unchecked,
 }
 
 
@@ -247,12 +245,9 @@ def _fake_sample(mu: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.add(mu, scale), mu.new_empty((2,), dtype=torch.uint64)
 
 
-def _fake_split(key: Tensor, first: int, num: int) -> Tensor:
-    return key.new_empty((num, *key.shape))
-
-
-def _fake_fold_in(key: Tensor, data: Tensor) -> Tensor:
-    return key.new_empty((*torch.broadcast_shapes(key.shape[:-1], data.shape), 2))
+def _fake_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
+    n = keys.shape[0] if data is None or data.shape[0] == 1 else data.shape[0]
+    return keys.new_empty((num, n, 2))
 
 
 for _op, _result in {
@@ -261,8 +256,7 @@ for _op, _result in {
     ),
     **dict.fromkeys(("sample", "sample_fresh", "sample_at"), _fake_sample),
     "noise": _fake_noise,
-    "split": _fake_split,
-    "fold_in": _fake_fold_in,
+    "derive": _fake_derive,
 }.items():
     torch.library.register_fake(f"reparam_fused::{_op}", _result, lib=library)
 
@@ -286,8 +280,7 @@ sample_backward: KeyOp = _all.sample_backward.default
 noise: Callable[..., Tensor] = _all.noise.default
 kl_divergence: Callable[[Tensor, Tensor], Tensor] = _all.kl_divergence.default
 kl_divergence_backward: Callable[[Tensor, Tensor], Tensor] = _all.kl_divergence_backward.default
-split: Callable[[Tensor, int, int], Tensor] = _all.split.default
-fold_in: Callable[[Tensor, Tensor], Tensor] = _all.fold_in.default
+derive: Callable[[Tensor, Tensor | None, int, int], Tensor] = _all.derive.default
 sample: Callable[..., tuple[Tensor, Tensor]] = _all.sample.default
 sample_at: Callable[..., tuple[Tensor, Tensor]] = _all.sample_at.default
 sample_fresh: Callable[..., tuple[Tensor, Tensor]] = _all.sample_fresh.default

@@ -75,8 +75,8 @@ def check_key(function: str, key: object) -> None:
         raise RuntimeError(f"{function}(): key must be {expected}, got shape {tuple(key.shape)}")
 
 
-def check_data(function: str, key: Tensor, data: Tensor) -> None:
-    """data must be integers, each for a key of the batch."""
+def check_data(function: str, key: Tensor, data: Tensor) -> torch.Size:
+    """data must be integers, each for a key of the batch; the shape of both."""
     if data.dtype not in INTEGERS:
         raise TypeError(f"{function}(): data must be an int or integers, got dtype {data.dtype}")
     if data.device != key.device:
@@ -84,12 +84,13 @@ def check_data(function: str, key: Tensor, data: Tensor) -> None:
             f"{function}(): data must be on the device of key, {key.device}, got {data.device}"
         )
     try:
-        torch.broadcast_shapes(key.shape[:-1], data.shape)
+        shape: torch.Size = torch.broadcast_shapes(key.shape[:-1], data.shape)
     except RuntimeError:
         raise RuntimeError(
             f"{function}(): data must broadcast with the batch shape of key "
             f"{tuple(key.shape[:-1])}, got {tuple(data.shape)}"
         ) from None
+    return shape
 
 
 def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:

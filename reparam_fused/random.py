@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _draw, _ops, _validate
+from . import _draw, _extensions, _ops, _validate
 
 
 def key(
@@ -98,6 +98,19 @@ def _as_key(words: Tensor) -> Tensor:
     return words if torch.compiler.is_compiling() else words.view(torch.uint64)
 
 
+def _children(key: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
+    """By the op, which has them in a row."""
+    data = None if data is None else data.reshape(-1).contiguous()
+    return _ops.derive(key.reshape(-1, 2).contiguous(), data, first, num)
+
+
+def _plain_split(key: Tensor, first: int, num: int | None) -> Tensor | None:
+    """num children of one key, or the first alone, without the dispatcher: csrc/python.cpp."""
+    if torch.compiler.is_compiling() or _extensions.cpu is None:
+        return None
+    return _extensions.cpu.split(key, first, num)  # type: ignore[no-any-return]
+
+
 def split(key: Tensor, num: int = 2) -> Tensor:
     """Derive ``num`` independent keys. Equal to ``torch.func._random.split(key, num)``.
 
@@ -124,7 +137,10 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"split(): argument 'num' must be int, not {type(num).__name__}")
     if num <= 0:
         raise ValueError(f"split(): num must be positive, got {num}")
-    return _ops.split(key, 0, num)
+    keys = _plain_split(key, 0, num)
+    if keys is None:
+        keys = _children(key, None, 0, num).view(num, *key.shape)
+    return keys
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -160,14 +176,21 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     """
     _validate.check_key("fold_in", key)
     if isinstance(data, Tensor):
-        _validate.check_data("fold_in", key, data)
-        return _ops.fold_in(key, _as_words(data))
+        shape = _validate.check_data("fold_in", key, data)
+        # Copied to one shape, but where there is one of them for all of the other.
+        data = _as_words(data)
+        if key.numel() != 2:
+            key = key.expand(*shape, 2)
+        if data.numel() != 1:
+            data = data.expand(shape)
+        return _children(key, data, 0, 1).view(*shape, 2)
     if not isinstance(data, int):
         raise TypeError(f"fold_in(): argument 'data' must be int, not {type(data).__name__}")
     if not -(2**63) <= data < 2**64:
         raise ValueError(f"fold_in(): data must be in [-2**63, 2**64), got {data}")
     first = data - 2**64 if data >= 2**63 else data
-    return _ops.split(key, first, 1).squeeze(0)
+    child = _plain_split(key, first, None)
+    return _children(key, None, first, 1).view(key.shape) if child is None else child
 
 
 def noise(

@@ -81,22 +81,17 @@ def words(key: Tensor, blocks: Tensor) -> Words:
     return philox((position & _LOW_WORD, (position >> 32) & _LOW_WORD, zero, zero), seed)
 
 
-def _children(key: Tensor, blocks: Tensor) -> Tensor:
-    """The child keys of these blocks of keys ``(*batch, 2)``: ``(*batch, n, 2)``."""
-    w0, w1, w2, w3 = words(key, blocks)
-    return torch.stack([w1 << 32 | w0, w3 << 32 | w2], -1).view(key.dtype)
-
-
-def split(key: Tensor, first: int, num: int) -> Tensor:
-    """``num`` child keys from the block ``first`` on: ``(num, *batch, 2)``."""
-    blocks = first + torch.arange(num, device=key.device)
-    return _children(key, blocks).movedim(-2, 0).contiguous()
-
-
-def fold_in(key: Tensor, data: Tensor) -> Tensor:
-    """The child of each key that its element of data names, both broadcast."""
-    data = data.view(torch.int64) if data.dtype == torch.uint64 else data.long()
-    return _children(key, data.unsqueeze(-1)).squeeze(-2)
+def derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
+    """Children of keys ``(m, 2)``: those that data ``(n,)`` names, of which either may be one
+    for all of the other, ``(1, max(m, n), 2)``; or, without data, ``num`` from the block
+    ``first`` on, ``(num, m, 2)``."""
+    if data is None:
+        blocks = first + torch.arange(num, device=keys.device)
+        w0, w1, w2, w3 = words(keys, blocks)
+    else:
+        w0, w1, w2, w3 = words(keys, data.view(torch.int64).unsqueeze(-1))
+    children = torch.stack([w1 << 32 | w0, w3 << 32 | w2], -1).view(keys.dtype)
+    return children.movedim(-2, 0).contiguous()
 
 
 def fma(a: Tensor | float, b: Tensor | float, c: Tensor | float) -> Tensor:

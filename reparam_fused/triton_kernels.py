@@ -633,24 +633,12 @@ def keys_plan(
     )
 
 
-def split(key: Tensor, first: int, num: int) -> Tensor:
-    """Children first, first + 1, ... of keys (*batch, 2): (num, *batch, 2)."""
-    keys = key.contiguous().view(torch.uint64)
-    out = torch.empty(num, *key.shape, dtype=torch.uint64, device=key.device)
+def derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
+    """Children of contiguous keys (m, 2): those of data (n,), or num from `first` on."""
+    m = keys.size(0)
+    n = m if data is None or data.size(0) == 1 else data.size(0)
+    out = torch.empty(num, n, 2, dtype=keys.dtype, device=keys.device)
     if out.numel() > 0:
-        _run(keys_plan(keys.view(-1, 2), None, out.view(num, -1, 2), 2, 0, first), key.device)
-    return out.view(key.dtype)
-
-
-def fold_in(key: Tensor, data: Tensor) -> Tensor:
-    """The child of each key (*batch, 2) that its element of data names, both broadcast."""
-    shape = torch.broadcast_shapes(key.shape[:-1], data.shape)
-    out = torch.empty(*shape, 2, dtype=torch.uint64, device=key.device)
-    # One of either has a stride of 0, and needs no copy.
-    keys = (key if key.numel() == 2 else key.expand(*shape, 2)).contiguous().view(torch.uint64)
-    data = (data if data.numel() == 1 else data.expand(shape)).contiguous()
-    if out.numel() > 0:
-        key_stride, data_stride = 0 if keys.numel() == 2 else 2, 0 if data.numel() == 1 else 1
-        plan = keys_plan(keys, data, out.view(1, -1, 2), key_stride, data_stride, 0)
-        _run(plan, key.device)
-    return out.view(key.dtype)
+        strides = 0 if m == 1 else 2, 0 if data is None or data.size(0) == 1 else 1
+        _run(keys_plan(keys, data, out, *strides, first), keys.device)
+    return out

@@ -42,4 +42,16 @@ struct Problem {
   int64_t segment_numel;
 };
 
+// Keys of n keys: of each the child that its number of data names, or, without data, `count`
+// from `first` on, one key after the other and then the next child of all. Strides in words.
+struct Derivation {
+  const uint64_t* keys;
+  int64_t key_stride, n;
+  const uint64_t* data;
+  int64_t data_stride;
+  uint64_t first;
+  int64_t count;
+  uint64_t* out;
+};
+
 }  // namespace reparam_fused

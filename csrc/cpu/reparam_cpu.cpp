@@ -1,6 +1,7 @@
 #include "../call.h"
 #include "../python.h"
 #include "dispatch.h"
+#include "keys.h"
 
 // The CPU side: the ops, and plain eager calls without the dispatcher, which at the size
 // of a VAE's latent costs as much as the kernel.
@@ -13,12 +14,14 @@ void launch(Op op, const Call& call) {
 }
 
 struct Cpu {
+  Cpu() = default;
   explicit Cpu(const Tensor&) {}
   Tensor run(Op op, Call&& call) const {
     call.allocate();
     launch(op, call);
     return call.take_out();
   }
+  void derive(const Derivation& d) const { derive_cpu(d); }
 };
 
 // A word as a tensor of one element, which it outlives
@@ -129,6 +132,17 @@ PyObject* run_plain(const PlainCall& given) {
 }
 
 }  // namespace
+
+PyObject* run_split(PyObject* object, uint64_t first, int64_t num) {
+  try {
+    const PlainTensor key(object);
+    if (!key.view || key.view->shape.ndim != 1) return left_to_the_op();
+    const int64_t ndim = num < 0 ? 1 : 2;
+    return to_python(derive(*key.view, {}, first, std::abs(num), Cpu(), ndim)).release();
+  } catch (const std::exception&) {
+    return left_to_the_op();
+  }
+}
 
 bool can_run() { return from_pyobject != nullptr && to_pyobject != nullptr; }
 

@@ -56,5 +56,6 @@ void check_binary(int device);
 // By the launcher of the op. The generator state is that of a sample without a key.
 void enqueue(Op op, DType dtype, const Problem& problem, const GeneratorState* generator,
              cudaStream_t stream);
+void enqueue(const Derivation& derivation, cudaStream_t stream);
 
 }  // namespace reparam_fused

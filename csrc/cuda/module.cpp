@@ -49,6 +49,12 @@ void enqueue(Op op, DType dtype, const Problem& problem, const GeneratorState* g
   check(kernel(dtype, problem, stream));
 }
 
+void enqueue(const Derivation& d, cudaStream_t stream) {
+  check(d.data == nullptr
+            ? child_keys_cuda(d.keys, d.n, d.first, d.count, d.out, stream)
+            : fold_in_cuda(d.keys, d.key_stride, d.data, d.data_stride, d.n, d.out, stream));
+}
+
 }  // namespace reparam_fused
 
 PyMODINIT_FUNC PyInit__cuda() { return PyModule_Create(&reparam_fused::definition); }

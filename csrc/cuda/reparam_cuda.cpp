@@ -37,11 +37,15 @@ class Cuda {
     refuse("a block or a batch of keys in more than ", kMaxDims, " dimensions");
   }
 
+  void derive(const Derivation& d) const { reparam_fused::enqueue(d, stream()); }
+
  private:
   void enqueue(Op op, const Call& call, const GeneratorState* generator) const {
-    void* stream = torch::stable::accelerator::getCurrentStream(device_).nativeHandle();
-    reparam_fused::enqueue(op, call.dtype(), call.problem(), generator,
-                           static_cast<cudaStream_t>(stream));
+    reparam_fused::enqueue(op, call.dtype(), call.problem(), generator, stream());
+  }
+  cudaStream_t stream() const {
+    const auto stream = torch::stable::accelerator::getCurrentStream(device_);
+    return static_cast<cudaStream_t>(stream.nativeHandle());
   }
 
   int32_t device_;
