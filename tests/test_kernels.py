@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -266,25 +268,67 @@ def test_an_unknown_isa_is_refused_by_name() -> None:
     assert "REPARAM_FUSED_ISA is 'sse9', but this CPU and build have: scalar" in result.stderr
 
 
-def test_threads_are_those_of_torch() -> None:
-    """at::parallel_for is compiled in, and brings no second OpenMP runtime and no new threads."""
-    assert _extensions.cpu is not None
-    compiled = Path(_extensions.cpu.__file__).read_bytes()
-    assert b"GOMP_parallel" in compiled or b"__kmpc_fork_call" in compiled
+def test_what_the_modules_are_linked_to() -> None:
+    """libtorch_cpu and no other part of torch, so that they load beside any build of it; and no
+    OpenMP of their own: the threads are torch's."""
+    runtime = {"libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "libpthread.so.0"}
+    modules = ((_extensions.cpu, set()), (_extensions.cuda, {"libcudart.so"}))
+    for module, more in modules:
+        if module is None:
+            continue
+        listed = subprocess.run(
+            ["readelf", "--dynamic", module.__file__], capture_output=True, text=True, check=True
+        ).stdout
+        needed = set(re.findall(r"NEEDED.*\[(.*)\]", listed)) - runtime
+        assert {re.sub(r"\.so[.\d]*$", ".so", n) for n in needed} == {"libtorch_cpu.so", *more}
+
+
+@pytest.mark.parametrize("way", ["module", "op"])
+def test_threads_are_those_of_torch(way: str) -> None:
+    """The first call above the grain starts them, no smaller one does, and torch starts no more."""
     program = """
-import os, re, torch, reparam_fused
+import os, sys, torch
+from reparam_fused import _extensions, _forms, _ops, key
 torch.set_num_threads(2)
-x = torch.zeros(1 << 22)
-torch.exp(x)  # starts torch's own threads
-before = len(os.listdir('/proc/self/task'))
-reparam_fused.fused_reparameterize(x, x)
-after = len(os.listdir('/proc/self/task'))
-maps = open('/proc/self/maps').read()
-print(len(set(re.findall(r'/\\S*/lib(?:gomp|omp|iomp5)\\S*', maps))), after - before)
+form, key = _forms.SAMPLE["std"], key(1)
+call = form.plain if sys.argv[1] == "module" else lambda *a: _ops.sample_from_key(*a, "std")
+x = torch.empty(1)
+count = lambda: len(os.listdir("/proc/self/task"))
+counts = [count()]
+for n in (8192, 8193):
+    z = call(x.expand(n), x, key)
+    assert z is not None or torch.__version__ < "2.14"
+    if z is None:
+        z = _ops.sample_from_key(x.expand(n), x, key, "std")
+    counts.append(count())
+torch.exp(torch.empty(1 << 22))
+counts.append(count())
+print(*(n - counts[0] for n in counts))
 """
-    result = run_python("-c", program)
+    result = run_python("-c", program, way)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == ["1", "0"]
+    assert result.stdout.split() == ["0", "0", "1", "1"]
+
+
+def test_poison_reaches_the_results() -> None:
+    """They come from torch's allocator by the function of C that is called here."""
+    torch_ = ctypes.CDLL(torch._C.__file__)
+    size, one = ctypes.c_int64(1000), ctypes.c_int64(1)
+    for _ in range(3):  # of memory that has held something else
+        torch.zeros(1000)
+        tensor, data = ctypes.c_void_p(), ctypes.c_void_p()
+        error = torch_.aoti_torch_empty_strided(
+            one, ctypes.byref(size), ctypes.byref(one), torch_.aoti_torch_dtype_float32(),
+            torch_.aoti_torch_device_type_cpu(), 0, ctypes.byref(tensor),
+        )  # fmt: skip
+        assert error == 0
+        torch_.aoti_torch_get_data_ptr(tensor, ctypes.byref(data))
+        assert data.value is not None
+        values = torch.frombuffer(
+            (ctypes.c_float * 1000).from_address(data.value), dtype=torch.float32
+        )
+        assert values.isnan().all()
+        torch_.aoti_torch_delete_tensor_object(tensor)
 
 
 def test_the_floating_point_state_of_the_process_is_left_alone() -> None:

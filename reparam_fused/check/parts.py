@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,14 +73,24 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "result") -> 
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """New tensors hold NaN, not an earlier, right, result: an element that nobody wrote shows."""
+    """New tensors hold junk, not an earlier, right, result: an element that nobody wrote shows.
+
+    NaN, but on the CPU, in a result of the compiled kernels, every other number of a half type
+    is one that is none.
+    """
     before = torch.get_deterministic_debug_mode()
+    # The kernels' results on the CPU come from the allocator itself, past the mode below.
+    junk = ctypes.c_bool.in_dll(
+        ctypes.CDLL(torch._C.__file__), "FLAGS_caffe2_cpu_allocator_do_junk_fill"
+    )
+    junk.value = True
     # use_deterministic_algorithms does as much, but imports inductor: seconds.
     torch.set_deterministic_debug_mode("warn")
     try:
         yield
     finally:
         torch.set_deterministic_debug_mode(before)
+        junk.value = False
 
 
 class Skip(Exception):
