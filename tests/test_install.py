@@ -207,5 +207,26 @@ def test_no_flag_that_gives_up_ieee() -> None:
         assert not re.search(r"-ffast-math|-Ofast|use_fast_math|_MM_SET_FLUSH", source.read_text())
 
 
+def test_how_much_of_csrc_sees_torch() -> None:
+    """What includes torch's headers, by way of others too, is what a new torch may break."""
+    sources = {path: path.read_text() for path in (ROOT / "csrc").rglob("*.*")}
+    bound = {path for path, text in sources.items() if "#include <torch/" in text}
+    assert bound
+    while True:
+        found = {
+            path
+            for path, text in sources.items()
+            if any(
+                (path.parent / name).resolve() in bound
+                for name in re.findall(r'#include "(.*)"', text)
+            )
+        }
+        if found <= bound:
+            break
+        bound |= found
+    lines = {path.name: len(sources[path].splitlines()) for path in bound}
+    assert sum(lines.values()) <= 500, lines
+
+
 def test_version_is_said_once_more_in_pyproject() -> None:
     assert f'version = "{reparam_fused.__version__}"' in (ROOT / "pyproject.toml").read_text()
