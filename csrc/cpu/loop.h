@@ -349,8 +349,9 @@ class Loop {
     if (!in_place) where.scatter(runs_, n_runs, out_tile_, out_, out_stride_);
   }
 
-  // A tile takes more instructions than a CPU looks ahead: without the prefetch of the next
-  // one's, loads beyond the caches wait a quarter longer, by where the compiler has put them.
+  // A tile takes more instructions than a CPU looks ahead: without a prefetch the loop takes up
+  // to a third longer beyond the caches, by where the compiler has put the loads. Three tiles
+  // on is 4 to 6 % faster there than the next one, within the caches the same.
   template <class W, class Where>
   REPARAM_FUSED_INLINE const T* operand(const T* from, int64_t Run::* place, int64_t stride,
                                         bool whole, int n_runs, const Where& where, T* tile) {
@@ -360,7 +361,7 @@ class Loop {
     }
     constexpr int kTile = W::kLanes * kPerCounter, kLine = 64 / static_cast<int>(sizeof(T));
     const T* first = from + runs_[0].*place;
-    for (int i = 0; i < kTile; i += kLine) REPARAM_FUSED_PREFETCH(first + kTile + i);
+    for (int i = 0; i < kTile; i += kLine) REPARAM_FUSED_PREFETCH(first + 3 * kTile + i);
     return first;
   }
 
