@@ -1,7 +1,5 @@
 #pragma once
 
-#include <type_traits>
-
 #include "normal.h"
 
 // The divergence of N(mu, sigma) from N(0, 1): without noise, on the loops of the rest.
@@ -47,16 +45,6 @@ REPARAM_FUSED_INLINE ExpParts<typename V::D> exp_parts(typename V::D x) {
                            0x1.5555555555554p-5, 0x1.5555555555555p-3, 0x1.0000000000000p-1);
   const auto root = V::from_bits(V::template shl<52>(V::bits(shifted)));
   return {V::mul(V::mul(root, V::set(0.125)), root), f, V::mul(f, f), r};
-}
-
-// A constant that both precisions hold.
-template <class V, class R>
-REPARAM_FUSED_INLINE R constant(double value) {
-  if constexpr (std::is_same<R, typename V::D>::value) {
-    return V::set(value);
-  } else {
-    return V::set(static_cast<float>(value));
-  }
 }
 
 template <class V>

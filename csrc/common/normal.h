@@ -1,5 +1,7 @@
 #pragma once
 
+#include <type_traits>
+
 #include "philox.h"
 
 // Philox words to normals: Box-Muller, in one written order of IEEE operations,
@@ -12,6 +14,16 @@
 // the figures below, and holds the code to them.
 
 namespace reparam_fused {
+
+// A constant that both precisions hold.
+template <class V, class R>
+REPARAM_FUSED_INLINE R constant(double value) {
+  if constexpr (std::is_same<R, typename V::D>::value) {
+    return V::set(value);
+  } else {
+    return V::set(static_cast<float>(value));
+  }
+}
 
 // p * y^k + c * y^(k-1) + ..., highest power first, one fma a coefficient.
 template <class V, class R>
