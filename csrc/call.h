@@ -59,12 +59,6 @@ inline std::string name_of_dtype(int32_t dtype) {
   return torch::headeronly::toString(abi::to<ScalarType>(dtype));
 }
 
-inline std::string name_of_device(const View& t) {
-  if (t.device_type == aoti_torch_device_type_cpu()) return "cpu";
-  if (t.device_type != aoti_torch_device_type_cuda()) return "another device";
-  return "cuda:" + std::to_string(t.device_index);
-}
-
 inline int32_t torch_dtype(DType dtype) {
   int32_t (*const of[])() = {aoti_torch_dtype_float32, aoti_torch_dtype_float64,
                              aoti_torch_dtype_float16, aoti_torch_dtype_bfloat16};
@@ -114,28 +108,22 @@ inline bool holds_words(const View& t) {
   return t.dtype == aoti_torch_dtype_uint64() || t.dtype == aoti_torch_dtype_int64();
 }
 
-// Of m keys the children that n numbers name, where one key or one number stands for as many
-// as there are of the other; or, without numbers, num from `first` on. (num, max(m, n), 2), or
-// the last ndim dimensions of that with the first two as one.
+// The children of keys, as Children has them.
 template <class Device>
-Owned derive(const View& keys, const std::optional<View>& data, uint64_t first, int64_t num,
-             const Device& device, int64_t ndim = 3) {
-  const int64_t m = numel(keys.shape) / 2, n = data ? numel(data->shape) : m;
-  const bool usable = holds_words(keys) && is_row_major(keys.shape) && num >= 0 &&
-                      2 * m == numel(keys.shape) && (m == n || m == 1 || n == 1);
-  if (!usable ||
-      (data && !(holds_words(*data) && is_row_major(data->shape) && data->on_device_of(keys)))) {
+Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, const Device& device,
+             int64_t ndim = 3) {
+  Children children(keys.shape, data ? &data->shape : nullptr, first, num, ndim);
+  if (!children.fit || !holds_words(keys) ||
+      (data && !(holds_words(*data) && data->on_device_of(keys)))) {
     refuse("expected contiguous keys (m, 2) and numbers (n) of 64 bits, got ",
            name_of_dtype(keys.dtype), " ", keys.shape);
   }
-  const int64_t each = m == 1 ? n : m;
-  const int64_t sizes[] = {num, ndim < 3 ? num * each : each, 2}, strides[] = {2 * each, 2, 1};
-  Owned out = empty({ndim, sizes + 3 - ndim, strides + 3 - ndim}, keys.dtype, keys);
-  const auto words = [](const View& t) { return static_cast<const uint64_t*>(t.data()); };
-  Derivation d{words(keys), m == 1 ? 0 : 2, each, data ? words(*data) : nullptr,
-               n != 1,      first,          num};
+  Derivation d = children.derivation;
+  Owned out = empty(children.shape, keys.dtype, keys);
+  d.keys = static_cast<const uint64_t*>(keys.data());
+  if (data) d.data = static_cast<const uint64_t*>(data->data());
   check(torch_get_mutable_data_ptr(out.get(), reinterpret_cast<void**>(&d.out)));
-  if (num * each > 0) device.derive(d);
+  if (d.n * d.count > 0) device.derive(d);
   return out;
 }
 
@@ -145,10 +133,7 @@ class Call {
  public:
   Call(View x, View scale, std::optional<View> key, const Options& options)
       : device_(x), key_(key), options_(options) {
-    if (!x.on_device_of(scale)) {
-      refuse("expected tensors on one device, got ", name_of_device(x), " and ",
-             name_of_device(scale));
-    }
+    if (!x.on_device_of(scale)) refuse("expected tensors on one device, got two");
     dtype_ =
         promoted(kernel_dtype(x.dtype), x.shape.ndim, kernel_dtype(scale.dtype), scale.shape.ndim);
     const int32_t dtype = torch_dtype(dtype_);
@@ -203,9 +188,8 @@ class Call {
   void check_key() const {
     if (!key_) return;
     if (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape)) return;
-    refuse("expected a uint64 key of shape (2,) or (*batch, 2) for ", dims_.shape(), " on ",
-           name_of_device(device_), ", got ", name_of_dtype(key_->dtype), " ", key_->shape, " on ",
-           name_of_device(*key_));
+    refuse("expected a uint64 key of shape (2,) or (*batch, 2) for ", dims_.shape(),
+           " on the same device, got ", name_of_dtype(key_->dtype), " ", key_->shape);
   }
 
   View device_;  // any tensor on it
@@ -256,8 +240,8 @@ struct Ops {
 
   static Tensor derive(const Tensor& keys, const std::optional<Tensor>& data, int64_t first,
                        int64_t num) {
-    const std::optional<View> numbers = data ? std::optional<View>(*data) : std::nullopt;
-    return Tensor(reparam_fused::derive(keys, numbers, first, num, Device(keys)).release());
+    const View numbers(data.value_or(keys)), *given = data ? &numbers : nullptr;
+    return Tensor(reparam_fused::derive(keys, given, first, num, Device(keys)).release());
   }
 
   static void add_to(abi::StableLibrary& m) {

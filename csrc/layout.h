@@ -90,6 +90,30 @@ inline bool is_packed(const Shape& shape) {
   return true;
 }
 
+// Of m keys the children that n numbers name, where one key or one number stands for as many
+// as there are of the other; or, without numbers, num from `first` on. All lie contiguously.
+struct Children {
+  bool fit;
+  Derivation derivation;
+  int64_t sizes[3], strides[3];
+  // (num, max(m, n), 2), or the last ndim dimensions of that with the first two as one
+  Shape shape;
+
+  Children(const Shape& keys, const Shape* data, uint64_t first, int64_t num, int64_t ndim) {
+    const int64_t m = numel(keys) / 2, n = data ? numel(*data) : m, each = m == 1 ? n : m;
+    fit = is_row_major(keys) && 2 * m == numel(keys) && num >= 0 &&
+          (data == nullptr || is_row_major(*data)) && (m == n || m == 1 || n == 1);
+    derivation = {nullptr, m == 1 ? 0 : 2, each, nullptr, n != 1, first, num, nullptr};
+    sizes[0] = num;
+    sizes[1] = ndim < 3 ? num * each : each;
+    sizes[2] = 2;
+    strides[0] = 2 * each;
+    strides[1] = 2;
+    strides[2] = 1;
+    shape = {ndim, sizes + 3 - ndim, strides + 3 - ndim};
+  }
+};
+
 // What the scale is given as, and where the output lies in a larger tensor, of whose
 // noise it takes its part: neither shape nor offset in a call of the whole.
 struct Options {

@@ -69,9 +69,18 @@ bool is_cpu_generator(PyObject* object) {
   return type && PyUnicode_CompareWithASCIIString(type.get(), "cpu") == 0;
 }
 
+template <class Run>
+PyObject* where_plain(Run run) {
+  try {
+    return torch_.complete && is_plain_thread() ? run() : left_to_the_op();
+  } catch (const std::exception&) {
+    return left_to_the_op();
+  }
+}
+
 PyObject* run_where_plain(const PlainCall& call) {
   const bool has_form = call.form >= 0 && call.form < form_count();
-  return torch_.complete && has_form && is_plain_thread() ? run(call) : left_to_the_op();
+  return has_form ? where_plain([&] { return run(call); }) : left_to_the_op();
 }
 
 PyObject* launch(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
@@ -124,8 +133,9 @@ PyObject* split(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   const long long first = PyLong_AsLongLong(arguments[1]);
   const bool one = arguments[2] == Py_None;
   const long long num = one ? 1 : PyLong_AsLongLong(arguments[2]);
-  if (PyErr_Occurred() || !torch_.complete || !is_plain_thread()) return left_to_the_op();
-  return run_split(arguments[0], static_cast<uint64_t>(first), one ? -1 : num);
+  if (PyErr_Occurred()) return left_to_the_op();
+  return where_plain(
+      [&] { return run_split(arguments[0], static_cast<uint64_t>(first), one ? -1 : num); });
 }
 
 template <class Function>

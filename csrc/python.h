@@ -45,6 +45,7 @@ struct PlainCall {
   PyObject *x, *scale, *key;      // None where there is none
   PyObject* generator = nullptr;  // in place of a key; None is torch's own
 };
+// These throw for what they do not take, and give None for what is left to the op.
 // The result; or, for autograd to record, the result and its key
 PyObject* run(const PlainCall& call);
 // num children of a key, from the first on; of num -1 that one alone

@@ -346,6 +346,29 @@ def _batched_noise(
     return _over_batch(call, (example,), key, (global_shape, global_offset))
 
 
+def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
+    """The rows of all examples as rows of one call: each example has m keys and n numbers."""
+    level = _functorch.maybe_current_level()
+    keys, keys_dim = _functorch._unwrap_batched(keys, level)
+    data_dim = None
+    if data is not None:
+        data, data_dim = _functorch._unwrap_batched(data, level)
+    with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
+        if keys_dim is None and data_dim is None:
+            return _ops.derive(keys, data, first, num)
+        keys = _batch_first(keys, keys_dim, 2)
+        size, m = keys.shape[:2]
+        n = m
+        if data is not None:
+            data = _batch_first(data, data_dim, 1)
+            size = max(size, data.shape[0])
+            n = max(m, data.shape[1])
+            data = data.expand(size, n).reshape(-1)
+            keys = keys.expand(size, n, 2)
+        derived = _ops.derive(keys.reshape(-1, 2).contiguous(), data, first, num)
+    return _functorch._add_batch_dim(derived.view(num, size, n, 2), 1, level)  # type: ignore[no-any-return]
+
+
 for _form, _rule in ((SAMPLE["log_var"], _batched_sample), (KL_DIVERGENCE, _batched_divergence)):
     for _name, _function in ((_form.forward, Forward), (_form.backward, Backward)):
         _differentiated(_name, _function)  # of every form: they share their ops
@@ -353,3 +376,4 @@ for _form, _rule in ((SAMPLE["log_var"], _batched_sample), (KL_DIVERGENCE, _batc
 for _name in ("sample", "sample_fresh"):
     _differentiated_draw(_name)
 _ops.library.impl("noise", _batched_noise, "FuncTorchBatched")
+_ops.library.impl("derive", _batched_derive, "FuncTorchBatched")

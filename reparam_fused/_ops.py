@@ -146,6 +146,22 @@ def _check_draw(
     _check_form(form)
 
 
+def _check_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> None:
+    words = (torch.uint64, torch.int64)
+    m = keys.numel() // 2
+    n = m if data is None else data.numel()
+    _require(
+        keys.dtype in words
+        and keys.is_contiguous()
+        and keys.shape == (m, 2)
+        and num >= 0
+        and (data is None or (data.dtype in words and data.is_contiguous()))
+        and (m == n or 1 in (m, n)),
+        "expected contiguous keys (m, 2) and numbers (n) of 64 bits, "
+        f"got {keys.dtype} {tuple(keys.shape)}",
+    )
+
+
 def _unchecked(*_: Any) -> None:
     pass
 
@@ -156,7 +172,7 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "noise": _check_noise,
     "kl_divergence": _unchecked,
     "kl_divergence_backward": _unchecked,
-    "derive": _unchecked,
+    "derive": _check_derive,
 }
 
 

@@ -28,11 +28,17 @@ def test_children(first: int, batch: tuple[int, ...], device: torch.device) -> N
     keys = split(KEY, 6).flatten()[: 2 * int(np.prod(batch))].reshape(*batch, 2).to(device)
     signed = first - 2**64 if first >= 2**63 else first
     for given in (keys, keys.mT.contiguous().mT if batch else keys, keys.view(torch.int64)):
-        expected = reference.split(given.cpu(), signed, 7)
-        derived = reparam_fused._ops.split(given, signed, 7)
-        assert (derived.shape, derived.dtype) == ((7, *batch, 2), given.dtype)
+        rows = given.reshape(-1, 2).contiguous()
+        expected = reference.derive(rows.cpu(), None, signed, 7)
+        derived = reparam_fused._ops.derive(rows, None, signed, 7)
+        assert (derived.shape, derived.dtype) == ((7, len(rows), 2), given.dtype)
         assert same_words(derived, expected)
-        assert same_words(fold_in(given, first), expected[0])
+        child = fold_in(given, first)
+        assert (child.shape, child.dtype) == (given.shape, given.dtype)
+        assert same_words(child.reshape(-1, 2), expected[0])
+        if first == 0:
+            assert split(given, 7).shape == (7, *batch, 2)
+            assert same_words(split(given, 7).reshape(7, -1, 2), expected)
 
 
 @pytest.mark.parametrize(
@@ -177,6 +183,32 @@ def test_errors_of_fold_in(data: Tensor, error: type[Exception], message: str) -
 
 
 def test_opcheck() -> None:
-    for keys in (KEY, split(KEY, 3).view(torch.int64)):
-        torch.library.opcheck(reparam_fused._ops.split, (keys, 2, 5))
-        torch.library.opcheck(reparam_fused._ops.fold_in, (keys, torch.tensor([1, 2, 3])))
+    for keys in (KEY.view(1, 2), split(KEY, 3).view(torch.int64)):
+        torch.library.opcheck(reparam_fused._ops.derive, (keys, None, 2, 5))
+        torch.library.opcheck(reparam_fused._ops.derive, (keys, torch.tensor([1, 2, 3]), 0, 1))
+
+
+def test_the_op_refuses_what_it_cannot_read(device: torch.device) -> None:
+    keys, numbers = split(KEY, 6).to(device), torch.arange(6, device=device)
+    for arguments in (
+        (keys[::2], None, 0, 1),
+        (keys.flatten()[:3], None, 0, 1),
+        (keys.float(), None, 0, 1),
+        (keys, numbers[:4], 0, 1),
+        (keys, numbers.int(), 0, 1),
+        (keys, None, 0, -1),
+    ):
+        with pytest.raises(RuntimeError):
+            reparam_fused._ops.derive(*arguments)
+
+
+def test_under_vmap(device: torch.device) -> None:
+    """A key an example, or one for all."""
+    keys, numbers = split(KEY, 3).to(device), torch.arange(3, device=device)
+    halves = torch.vmap(split)(keys)
+    folded = torch.vmap(fold_in)(keys, numbers)
+    by_number = torch.vmap(lambda i: fold_in(keys[0], i))(numbers)
+    for i in range(3):
+        assert torch.equal(halves[i], split(keys[i]))
+        assert torch.equal(folded[i], fold_in(keys[i], i))
+        assert torch.equal(by_number[i], fold_in(keys[0], i))

@@ -100,7 +100,9 @@ Object to_python(const Owned& tensor) {
   return Object(static_cast<PyObject*>(object));
 }
 
-PyObject* run_plain(const PlainCall& given) {
+}  // namespace
+
+PyObject* run(const PlainCall& given) {
   const bool has_scale = given.scale != Py_None, has_key = given.key != Py_None;
   const PlainTensor x(given.x);
   if (!x.view) return left_to_the_op();
@@ -131,28 +133,14 @@ PyObject* run_plain(const PlainCall& given) {
   return PyTuple_Pack(2, z.get(), to_python(key_tensor(words, *x.view)).get());
 }
 
-}  // namespace
-
 PyObject* run_split(PyObject* object, uint64_t first, int64_t num) {
-  try {
-    const PlainTensor key(object);
-    if (!key.view || key.view->shape.ndim != 1) return left_to_the_op();
-    const int64_t ndim = num < 0 ? 1 : 2;
-    return to_python(derive(*key.view, {}, first, std::abs(num), Cpu(), ndim)).release();
-  } catch (const std::exception&) {
-    return left_to_the_op();
-  }
+  const PlainTensor key(object);
+  if (!key.view || key.view->shape.ndim != 1) return left_to_the_op();
+  const int64_t ndim = num < 0 ? 1 : 2;
+  return to_python(derive(*key.view, nullptr, first, std::abs(num), Cpu(), ndim)).release();
 }
 
 bool can_run() { return from_pyobject != nullptr && to_pyobject != nullptr; }
-
-PyObject* run(const PlainCall& call) {
-  try {
-    return run_plain(call);
-  } catch (const std::exception&) {
-    return left_to_the_op();
-  }
-}
 
 STABLE_TORCH_LIBRARY_IMPL(reparam_fused, CPU, m) {
   Ops<Cpu>::add_to(m);
