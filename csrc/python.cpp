@@ -11,7 +11,7 @@ namespace {
 
 // Looked up once. Where torch does not have all of it, no call is plain.
 struct {
-  PyObject *tensor, *parameter, *generator, *is_neg, *random;
+  PyObject *tensor, *parameter, *is_neg, *random;
   PyObject *are_transforms_active, *count_dispatch_modes, *is_function_mode_enabled, *tracing_state;
   PyObject *forward_ad, *current_level, *requires_grad, *zero;
   bool complete;
@@ -28,7 +28,6 @@ void find_torch() {
   torch_.complete =
       can_run() && (torch_.tensor = find("torch", "Tensor")) &&
       (torch_.parameter = find("torch.nn", "Parameter")) &&
-      (torch_.generator = find("torch", "Generator")) &&
       (torch_.is_neg = find("torch", "is_neg", "Tensor")) &&
       (torch_.random = find("torch", "random_", "Tensor")) &&
       (torch_.are_transforms_active = find("torch._C", "_are_functorch_transforms_active")) &&
@@ -62,13 +61,6 @@ bool is_plain_thread() {
   return true;
 }
 
-bool is_cpu_generator(PyObject* object) {
-  if (!torch_.complete || !is_of(object, torch_.generator)) return false;
-  const Object device(PyObject_GetAttrString(object, "device"));
-  const Object type(device ? PyObject_GetAttrString(device.get(), "type") : nullptr);
-  return type && PyUnicode_CompareWithASCIIString(type.get(), "cpu") == 0;
-}
-
 template <class Run>
 PyObject* where_plain(Run run) {
   try {
@@ -98,12 +90,9 @@ PyObject* launch(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
 
 PyObject* draw(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   if (count != 4) return PyErr_Format(PyExc_TypeError, "expected form, mu, scale, generator");
-  PyObject *scale = arguments[2], *generator = arguments[3];
-  if (scale == Py_None || !(generator == Py_None || is_cpu_generator(generator))) {
-    return left_to_the_op();
-  }
+  if (arguments[2] == Py_None) return left_to_the_op();
   return run_where_plain(
-      {kSample, PyLong_AsLong(arguments[0]), arguments[1], scale, Py_None, generator});
+      {kSample, PyLong_AsLong(arguments[0]), arguments[1], arguments[2], Py_None, arguments[3]});
 }
 
 PyObject* isa(PyObject*, PyObject*) {

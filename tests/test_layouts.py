@@ -38,9 +38,23 @@ def operand(rng: random.Random, shape: list[int]) -> Tensor:
         base.append(size)
         part.append(of_it)
     values = torch.randn(base).to(rng.choice(DTYPES))[tuple(part)]
-    return values.expand([shape[d] for d in order]).permute(
-        [order.index(d) for d in range(len(order))]
+    return strided_at_ones(
+        rng,
+        values.expand([shape[d] for d in order]).permute(
+            [order.index(d) for d in range(len(order))]
+        ),
     )
+
+
+def strided_at_ones(rng: random.Random, t: Tensor) -> Tensor:
+    """The same elements: the stride of a dimension of size 1 says nothing of where they are."""
+    if t.numel() == 0 or rng.random() < 0.7:
+        return t
+    strides = [
+        step if n != 1 else rng.choice([1, 5, step])
+        for n, step in zip(t.shape, t.stride(), strict=True)
+    ]
+    return t.as_strided(t.shape, strides)
 
 
 def pair(rng: random.Random) -> tuple[Tensor, Tensor]:
@@ -55,8 +69,9 @@ def pair(rng: random.Random) -> tuple[Tensor, Tensor]:
         y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype)
         overlaps = any(n > 1 and step == 0 for n, step in zip(x.shape, x.stride(), strict=True))
         y = x if overlaps else y.copy_(torch.randn(x.shape))
-    elif alike < 0.4:
-        x, y = (t.to(memory_format=torch.channels_last) if t.dim() == 4 else t for t in (x, y))
+    elif alike < 0.4 and x.dim() == 4:
+        y = torch.randn(x.shape).to(x.dtype)
+        x, y = (strided_at_ones(rng, t.to(memory_format=torch.channels_last)) for t in (x, y))
     return x, y
 
 
