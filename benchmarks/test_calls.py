@@ -42,7 +42,9 @@ def one_quiet_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def times(calls: dict[str, Call], rounds: int = ROUNDS, count: int = CALLS) -> dict[str, list[float]]:
+def times(
+    calls: dict[str, Call], rounds: int = ROUNDS, count: int = CALLS
+) -> dict[str, list[float]]:
     """Microseconds a call, of calls that take turns in every round."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
@@ -150,8 +152,9 @@ def test_a_small_call(way: str) -> None:
 
 @pytest.mark.parametrize("function", ["split", "fold_in", "noise"])
 def test_functions_on_keys(function: str) -> None:
-    ours, rival = getattr(reparam_fused, function), getattr(
-        _random, {"noise": "normal"}.get(function, function)
+    ours, rival = (
+        getattr(reparam_fused, function),
+        getattr(_random, {"noise": "normal"}.get(function, function)),
     )
     argument = {"split": 2, "fold_in": 3, "noise": SHAPE}[function]
     taken = times({"ours": lambda: ours(KEY, argument), "rival": lambda: rival(KEY, argument)})

@@ -37,11 +37,11 @@ def backward(
     if block is None and not is_compiling():
         result = form.plain_backward(grad, scale, key)
         if type(result) is tuple:
-            return Backward.apply(form, result, grad, scale, None)  # type: ignore[no-any-return]
+            return _apply_backward(form, result, grad, scale, None)
         if result is not None:
             return result  # type: ignore[no-any-return]
     arguments: tuple[Any, ...] = ()
-    if form.name is not None:
+    if form.name:
         arguments = (key, form.name) if block is None else (key, form.name, *block)
     return getattr(_ops, form.backward)(grad, scale, *arguments)  # type: ignore[no-any-return]
 
@@ -147,6 +147,9 @@ class Backward(_SingleLevelFunction):
             if scale_t is not None:
                 by_scale = _second(ctx, grad * scale_t, scale, key)
             return _total(ctx, by_grad, by_scale)
+
+
+_apply_backward: Callable[..., Tensor] = Backward.apply  # type: ignore[attr-defined]
 
 
 def _second(ctx: Any, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
@@ -283,6 +286,7 @@ def _over_batch(
 ) -> Tensor:
     """call(operands, key, block), which is said of one example, as one call for all of them."""
     level = _functorch.maybe_current_level()
+    assert level is not None
     size, rank, pairs = None, 0, []
     for t in (*operands, key):
         pair = (None, None) if t is None else _functorch._unwrap_batched(t, level)
@@ -349,6 +353,7 @@ def _batched_noise(
 def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
     """The rows of all examples as rows of one call: each example has m keys and n numbers."""
     level = _functorch.maybe_current_level()
+    assert level is not None
     keys, keys_dim = _functorch._unwrap_batched(keys, level)
     data_dim = None
     if data is not None:
@@ -366,7 +371,7 @@ def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> 
             data = data.expand(size, n).reshape(-1)
             keys = keys.expand(size, n, 2)
         derived = _ops.derive(keys.reshape(-1, 2).contiguous(), data, first, num)
-    return _functorch._add_batch_dim(derived.view(num, size, n, 2), 1, level)  # type: ignore[no-any-return]
+    return _functorch._add_batch_dim(derived.view(num, size, n, 2), 1, level)
 
 
 for _form, _rule in ((SAMPLE["log_var"], _batched_sample), (KL_DIVERGENCE, _batched_divergence)):

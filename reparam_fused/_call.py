@@ -26,7 +26,7 @@ def _levels(transform: TransformType) -> int:
     return sum(level.key() == transform for level in get_interpreter_stack() or ())
 
 
-def is_dtensor(t: Tensor) -> bool:
+def is_dtensor(t: object) -> bool:
     """Without the import of their module, which is the first to make one."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(t, module.DTensor)
@@ -70,16 +70,14 @@ def _autocast_exp(mu: Tensor, log_var: Tensor) -> Tensor:
     return log_var if log_var.dtype == torch.float64 else log_var.float()
 
 
-def plain(
-    form: Form, mu: Any, scale: Any, key: Any = None, generator: Any = None
-) -> Tensor | None:
+def plain(form: Form, mu: Any, scale: Any, key: Any = None, generator: Any = None) -> Tensor | None:
     """A plain eager call, by the shortest way; None for any other, errors included."""
-    if key is None and form.name is not None:
+    if key is None and form.name:
         result = form.plain_draw(mu, scale, generator)
     else:
         result = form.plain(mu, scale, key)
     if type(result) is tuple:
-        result = Forward.apply(form, result, mu, scale, None)
+        result = Forward.apply(form, result, mu, scale, None)  # type: ignore[attr-defined]
     return result  # type: ignore[no-any-return]
 
 
@@ -107,7 +105,7 @@ def reparameterize(
             return z
     tensors = [t for t in (mu, scale, key) if t is not None]
     if has_torch_function(tensors):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             function,
             tensors,
             mu,
@@ -120,7 +118,6 @@ def reparameterize(
         )
     _validate.check_reparameterize(mu, log_var, std, key, generator, global_shape, global_offset)
     assert scale is not None
-    assert form.name is not None
     if is_dtensor(mu) or is_dtensor(scale):
         from . import _dtensor
 
@@ -160,7 +157,7 @@ def kl_divergence(function: Callable[..., Tensor], mu: Tensor, log_var: Tensor |
         if kl is not None:
             return kl
     if has_torch_function((mu, log_var)):
-        return handle_torch_function(function, (mu, log_var), mu, log_var)  # type: ignore[no-any-return]
+        return handle_torch_function(function, (mu, log_var), mu, log_var)
     name = "fused_kl_divergence"
     _validate.check_pair(name, mu, "log_var", log_var)
     if is_dtensor(mu) or is_dtensor(log_var):

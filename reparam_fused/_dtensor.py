@@ -80,7 +80,7 @@ def _meta(*tensors: DTensor) -> Tensor:
     )
 
 
-def _checked(function: str, mu: Tensor, name: str, scale: Tensor) -> tuple[DTensor, DTensor]:
+def _checked(function: str, mu: Tensor, name: str, scale: object) -> tuple[DTensor, DTensor]:
     """mu and a scale of this name, which must both be DTensors, on one mesh."""
     if not isinstance(mu, DTensor) or not isinstance(scale, DTensor):
         raise RuntimeError(
@@ -96,7 +96,7 @@ def _checked(function: str, mu: Tensor, name: str, scale: Tensor) -> tuple[DTens
 
 
 def elementwise(
-    function: str, call: Callable[[Tensor, Tensor], Tensor], mu: Tensor, log_var: Tensor
+    function: str, call: Callable[[Tensor, Tensor], Tensor], mu: Tensor, log_var: Tensor | float
 ) -> DTensor:
     """A call of this name, of DTensors, in which every element is on its own."""
     mu, log_var = _checked(function, mu, "log_var", log_var)
@@ -117,7 +117,7 @@ def reparameterize(
     call: Callable[..., Tensor],
     mu: Tensor,
     form: str,
-    scale: Tensor,
+    scale: Tensor | float,
     key: Tensor | None,
     generator: torch.Generator | None,
 ) -> DTensor:

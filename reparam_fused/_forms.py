@@ -20,17 +20,17 @@ from . import _extensions, reference
 
 def not_plain(*_: object) -> None:
     """What a plain call is where the compiled module is missing."""
-    return None
+    return
 
 
 @dataclass(eq=False)
 class Form:
     """A function f(x, scale) of each element, and what its derivatives need."""
 
-    #: The ops, and how they are told the form. None: an op of one form, which has no noise.
+    #: The ops, and how they are told the form. Nothing: an op of one form, without noise.
     forward: str
     backward: str
-    name: str | None
+    name: str
     #: The line that is replaced: the standard deviation in torch's own words. None for an op
     #: without noise.
     std: Callable[[Tensor], Tensor] | None = None
@@ -57,10 +57,10 @@ class Form:
         if (module := _extensions.cpu) is None:
             return
         ops, forms = module.kernels()["ops"], module.kernels()["forms"]
-        form = 0 if self.name is None else forms[self.name]
+        form = forms[self.name] if self.name else 0
         self.plain = partial(module.launch, ops[self.forward], form)
         self.plain_backward = partial(module.launch, ops[self.backward], form)
-        if self.name is not None:
+        if self.name:
             self.plain_draw = partial(module.draw, form)
 
 
@@ -88,7 +88,7 @@ SAMPLE = {
 #: (mu^2 + e^log_var - 1 - log_var) / 2, whose backward by log_var is g (e^log_var - 1) / 2:
 #: the derivative of that is itself and g / 2 more.
 KL_DIVERGENCE = Form(
-    "kl_divergence", "kl_divergence_backward", None,
+    "kl_divergence", "kl_divergence_backward", "",
     by_x=lambda grad, mu: grad * mu,
     second=lambda first, g: first + 0.5 * g,
 )  # fmt: skip

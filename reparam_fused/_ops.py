@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -54,9 +53,7 @@ for _schema in (
     " -> (Tensor z, Tensor key)",
     "traced_sample(Tensor mu, Tensor scale, str form='log_var') -> Tensor",
 ):
-    library.define(
-        _schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
-    )
+    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded))
 
 
 # What csrc/call.h checks of a direct call, for the kernels in Python
@@ -274,7 +271,7 @@ for _op, _result in {
     "noise": _fake_noise,
     "derive": _fake_derive,
 }.items():
-    torch.library.register_fake(f"reparam_fused::{_op}", _result, lib=library)
+    torch.library.register_fake(f"reparam_fused::{_op}", _result, lib=library)  # type: ignore[arg-type]
 
 
 class KeyOp(Protocol):

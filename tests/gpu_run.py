@@ -29,7 +29,7 @@ from torch import Tensor
 
 BLOCK = 128
 # csrc/cuda/launch.cuh: whole tensors of fewer full blocks have none, and one vector a thread
-FEW_BLOCKS = 512
+FEW_BLOCKS = 4096
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

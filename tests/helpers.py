@@ -41,6 +41,14 @@ needs_cuda_build = pytest.mark.skipif(
 )
 
 
+def leaves(
+    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """inputs, for which gradients are wanted."""
+    mu, log_var = inputs(*shape, dtype=dtype, device=device)
+    return mu.requires_grad_(), log_var.requires_grad_()
+
+
 def assert_as_on_cpu(actual: Tensor, expected: Tensor) -> None:
     """The CPU's bits, or in float64 on a GPU, for which ULPs are promised, within some of them."""
     assert not expected.is_cuda

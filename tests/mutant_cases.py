@@ -397,7 +397,11 @@ def _whole(made: Cases, largest: int) -> None:
         blocks=[range(FEW_BLOCKS - 2, FEW_BLOCKS + 3)],
         offset=2**64 - few // 4 + 300,
     )
-    made.add("the last without full blocks", (few - 1,), blocks=[range(2045, 2048)])
+    made.add(
+        "the last without full blocks",
+        (few - 1,),
+        blocks=[range(4 * FEW_BLOCKS - 3, 4 * FEW_BLOCKS)],
+    )
     for turn in range(4):  # each lane of each vector of a thread gets some
         values = (odd[0].roll(turn * (block // 4 + 1)), odd[1].roll(turn * (block // 4 + 1)))
         made.add(f"extremes, {turn}", (few,), blocks=last_full(2), values=values)
@@ -440,7 +444,7 @@ def _whole(made: Cases, largest: int) -> None:
         )
     for label, n in (("many", min(2**16, largest)), ("most", largest)):
         made.add(f"{label}, full", (few,), blocks=last_full(n // block), aimed=True, about="values")
-        # below the full blocks, of which float32 has some from 2^20 on
+        # below the full blocks
         made.add(f"{label}, tail", (n - 1,), offset=3, aimed=True, about="values")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_as_on_cpu, assert_same_bits, eager, inputs, key_of
+from helpers import assert_as_on_cpu, assert_same_bits, eager, inputs, key_of, leaves
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,13 +17,6 @@ import reparam_fused
 from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize
 
 KEY = key_of(21, 2**32 - 2)
-
-
-def leaves(
-    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    mu, log_var = inputs(*shape, dtype=dtype, device=device)
-    return mu.requires_grad_(), log_var.requires_grad_()
 
 
 SHAPES = [((5, 7), (5, 7)), ((5, 7), (7,)), ((1, 7), (5, 1)), ((), ()), ((3, 1, 2), (4, 1))]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import DEVICES
-from helpers import assert_same_bits, inputs, key_of
+from helpers import assert_same_bits, inputs, key_of, leaves
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -54,13 +54,6 @@ def nothing_compiled() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-
-
-def leaves(
-    *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    mu, log_var = inputs(*shape, dtype=dtype, device=device)
-    return mu.requires_grad_(), log_var.requires_grad_()
 
 
 @compilers("eager", "aot_eager", "inductor")

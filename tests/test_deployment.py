@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import assert_same_bits, inputs, needs_kernels
+from helpers import assert_same_bits, inputs, leaves, needs_kernels
 from ranks import needs_gloo, run_ranks
 from torch import Tensor
 from torch._inductor import config as inductor_config
@@ -208,9 +208,7 @@ def test_averaged_model(use_buffers: bool) -> None:
         averaged.update_parameters(module)
     assert torch.equal(averaged.module.key, KEY.view(torch.int64))
     mu, log_var = inputs(6, 3)
-    assert_same_bits(
-        averaged(mu, log_var).detach(), 2 * fused_reparameterize(mu, log_var, key=KEY)
-    )
+    assert_same_bits(averaged(mu, log_var).detach(), 2 * fused_reparameterize(mu, log_var, key=KEY))
 
 
 def replicated(rank: int) -> Tensor:
@@ -240,7 +238,7 @@ def test_keys_of_numpy() -> None:
 
 def test_operands_of_a_module_are_not_kept_by_the_key() -> None:
     """A key that a call drew holds 16 bytes and nothing else."""
-    mu, log_var = (t.requires_grad_() for t in inputs(6, 3))
+    mu, log_var = leaves(6, 3)
     z = fused_reparameterize(mu, log_var)
     keys = [t for t in z.grad_fn.saved_tensors if t is not None and t.shape == (2,)]
     assert [t.untyped_storage().nbytes() for t in keys] == [16]

@@ -159,6 +159,44 @@ def test_launches_of_the_divergence(stand_in: StandIn, both_paths: str) -> None:
     assert_quiet(events, 1)
 
 
+def test_keys_from_keys_are_one_launch(stand_in: StandIn) -> None:
+    """As many as torch's own take. Of integers of 64 bits, one for each of many keys."""
+    key, numbers = key_of(3, 5), torch.arange(40)
+    moved, on_device = key.cuda(), numbers.cuda()
+    calls: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda key, _: reparam_fused.split(key, 70),
+        lambda key, _: reparam_fused.fold_in(key, -3),
+        lambda key, numbers: reparam_fused.fold_in(key, numbers),
+    ]
+    for call in calls:
+        warm(lambda call=call: call(moved, on_device))
+        with stand_in.events() as events:
+            derived = call(moved, on_device)
+        assert_quiet(events, 1)
+        assert torch.equal(derived.cpu(), call(key, numbers))
+
+
+@pytest.mark.parametrize("form", ["log_var", "std"])
+def test_a_scale_of_one_number(stand_in: StandIn, both_paths: str, form: str) -> None:
+    """A number, or a tensor of the CPU, which gets its gradient: nothing waits for a copy."""
+    mu, _ = on_gpu(*inputs(N))
+    key = key_of(1)
+    expected = fused_reparameterize(mu.cpu(), **{form: 0.5}, key=key)
+    moved, scale = key.cuda(), torch.tensor(0.5, requires_grad=True)
+    for given in (0.5, scale):
+        warm(lambda given=given: fused_reparameterize(mu, **{form: given}, key=moved))
+        with stand_in.events() as events:
+            z = fused_reparameterize(mu, **{form: given}, key=moved)
+        assert not events.copies
+        assert not events.synchronisations
+        assert_same_bits(z.detach(), expected)
+    z.sum().backward()
+    on_cpu = torch.tensor(0.5, requires_grad=True)
+    fused_reparameterize(mu.cpu(), **{form: on_cpu}, key=key).sum().backward()
+    assert scale.grad is not None
+    torch.testing.assert_close(scale.grad, on_cpu.grad)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_noise_is_one_launch(stand_in: StandIn, dtype: torch.dtype) -> None:
     key = key_of(3, device="cuda")

@@ -107,8 +107,17 @@ def test_the_same_bits_as_int64(monkeypatch: pytest.MonkeyPatch, device: torch.d
 
 @pytest.mark.parametrize(
     "seed",
-    [5, 2**64 - 1, np.int64(5), np.uint64(2**63 + 5), np.uint8(5), True]
-    + [torch.tensor(5), torch.tensor(2**63 + 5, dtype=torch.uint64), torch.tensor(5).int()],
+    [
+        5,
+        2**64 - 1,
+        np.int64(5),
+        np.uint64(2**63 + 5),
+        np.uint8(5),
+        True,
+        torch.tensor(5),
+        torch.tensor(2**63 + 5, dtype=torch.uint64),
+        torch.tensor(5).int(),
+    ],
     ids=repr,
 )
 def test_any_integer_is_a_seed(seed: Any) -> None:

@@ -329,9 +329,7 @@ def test_what_torch_would_get_wrong_in_silence(device: torch.device) -> None:
     """A tangent of a tangent would be zero; in a compiler a tangent is refused."""
     mu, log_var = double(3, device=device), double(3, seed=1, device=device)
     call = lambda v: fused_kl_divergence(mu, v)  # noqa: E731
-    _, second = torch.func.jvp(
-        lambda v: torch.func.jvp(call, (v,), (mu,))[1], (log_var,), (mu,)
-    )
+    _, second = torch.func.jvp(lambda v: torch.func.jvp(call, (v,), (mu,))[1], (log_var,), (mu,))
     torch.testing.assert_close(second, 0.5 * log_var.exp() * mu * mu)
 
     def tangent(v: Tensor) -> Tensor:

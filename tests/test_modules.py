@@ -7,18 +7,13 @@ import io
 
 import pytest
 import torch
-from helpers import assert_same_bits, inputs, key_of
+from helpers import assert_same_bits, inputs, key_of, leaves
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from reparam_fused import fused_reparameterize, key, noise
 
 LARGEST = 2**64 - 1
-
-
-def leaves(*shape: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    mu, log_var = inputs(*shape, dtype=torch.float64, device=device)
-    return mu.requires_grad_(), log_var.requires_grad_()
 
 
 def test_the_backward_takes_what_the_hooks_unpack(both_paths: str, device: torch.device) -> None:

@@ -9,10 +9,12 @@
 namespace reparam_fused {
 
 // Below so many full blocks a thread takes one vector, and waits for its memory once and not
-// four times: there are then too few blocks to hide it, less than four for each of the 108 to
-// 170 multiprocessors of a large GPU. It takes 12 more instructions an element in float32 and
-// 6 in the half types, on sm_90. Derived from a model of a multiprocessor; no GPU was asked.
-constexpr int64_t kFewBlocks = 512;
+// four times: there are then too few blocks to hide it, less than 31 for each of the 132
+// multiprocessors of an H200. It takes 12 more instructions an element in float32 and 6 in the
+// half types, on sm_90. Of 4M elements in float32, forward and backward, an H200 takes 1.03 and
+// 1.05 of torch.add's time with it, 1.14 and 1.24 without (benchmarks/gpu_report.md); in
+// bfloat16 it makes no difference there.
+constexpr int64_t kFewBlocks = 4096;
 
 // threads is above zero. What CUDA refuses, a grid of 2^31 blocks among it, is in
 // the status.
