@@ -146,6 +146,20 @@ def test_randomness_under_vmap_is_as_asked_for() -> None:
     assert same.unique(dim=0).shape == (1, *MU.shape)
 
 
+def test_a_transform_may_close_over_parameters() -> None:
+    """Which require a gradient of another level than the one that is being taken."""
+    mu = torch.nn.Parameter(MU)
+
+    def weigh(x: Tensor) -> Tensor:
+        return (x * fused_reparameterize(mu, LOG_VAR, key=KEY)).sum()
+
+    expected = fused_reparameterize(MU, LOG_VAR, key=KEY)
+    assert_same_bits(torch.func.grad(weigh)(torch.ones_like(MU)), expected)
+    torch.vmap(weigh)(torch.ones(2, *MU.shape)).sum().backward()
+    assert mu.grad is not None
+    assert torch.equal(mu.grad, torch.full_like(MU, 2.0))
+
+
 def test_a_dispatch_mode_sees_the_ops() -> None:
     with Seen() as seen:
         fused_reparameterize(MU, LOG_VAR, key=KEY)
@@ -348,7 +362,7 @@ def test_nothing_on_a_gpu_is_plain(cuda: torch.device) -> None:
         for at in range(3):
             given = [MU, LOG_VAR, KEY]
             given[at] = on_gpu[at]
-            assert by_the_module(*given, generator)[0] is None
+            assert launched(*given)[0] is None
 
 
 def test_ids_that_name_nothing_are_left_to_the_op() -> None:
