@@ -270,6 +270,17 @@ def _differentiated_draw(name: str) -> None:
 _BATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.FuncTorchBatched)
 
 
+def _level() -> int:
+    """The level of torch.vmap that asks."""
+    level = _functorch.maybe_current_level()
+    if level is None:
+        raise RuntimeError(
+            "reparam_fused: a tensor that torch.vmap has batched was used outside of it; return it "
+            "from the function that vmap calls"
+        )
+    return level
+
+
 def _batch_first(t: Tensor, dim: int | None, rank: int) -> Tensor:
     """The batch, then ones where an example has less than so many dimensions, then those."""
     if dim != 0:
@@ -285,8 +296,7 @@ def _over_batch(
     block: Sequence[Any] = (None, None),
 ) -> Tensor:
     """call(operands, key, block), which is said of one example, as one call for all of them."""
-    level = _functorch.maybe_current_level()
-    assert level is not None
+    level = _level()
     size, rank, pairs = None, 0, []
     for t in (*operands, key):
         pair = (None, None) if t is None else _functorch._unwrap_batched(t, level)
@@ -352,8 +362,7 @@ def _batched_noise(
 
 def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
     """The rows of all examples as rows of one call: each example has m keys and n numbers."""
-    level = _functorch.maybe_current_level()
-    assert level is not None
+    level = _level()
     keys, keys_dim = _functorch._unwrap_batched(keys, level)
     data_dim = None
     if data is not None:

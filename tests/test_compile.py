@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from conftest import DEVICES
+from compilers import compilers, on_devices
 from helpers import assert_same_bits, inputs, key_of, leaves
 from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
@@ -27,26 +26,6 @@ import reparam_fused
 from reparam_fused import fused_reparameterize
 
 KEY = key_of(8)
-
-needs_compiler = pytest.mark.skipif(
-    not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler"
-)
-
-
-def on_devices(*cases: Any) -> list[Any]:
-    """Each (backend, ...) on every device, but inductor on the CPU alone: on a GPU its kernels
-    are Triton's, compiled for seconds, and the op within them is the one that aot_eager calls."""
-    return [
-        pytest.param(*case, device, marks=needs_compiler if case[0] == "inductor" else ())
-        for case, device in product(cases, DEVICES)
-        if case[0] != "inductor" or device == "cpu"
-    ]
-
-
-def compilers(*backends: str) -> pytest.MarkDecorator:
-    """The test with each backend, on the devices that it is tried on."""
-    cases = on_devices(*zip(backends, strict=True))
-    return pytest.mark.parametrize(("backend", "device"), cases, indirect=["device"])
 
 
 @pytest.fixture(autouse=True)
@@ -274,7 +253,7 @@ def test_checkpoint_uses_the_noise_of_the_forward(
     assert_gradients_are_of_what_was_returned(call, device)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@compilers("eager", "aot_eager", "inductor")
 def test_func_grad_within_a_graph(backend: str, device: torch.device) -> None:
     mu, log_var = inputs(6, device=device)
     key = KEY.to(device)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from compilers import compilers, on_devices
 from helpers import assert_same_bits, inputs, leaves, needs_kernels
 from ranks import needs_gloo, run_ranks
 from torch import Tensor
@@ -108,7 +109,7 @@ assert "reparam_fused" not in sys.modules
     assert_a_program_of_torch(lambda *_: next(results), mu, log_var)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@compilers("eager", "aot_eager", "inductor")
 def test_a_key_in_a_compiled_function(backend: str, device: torch.device) -> None:
     """Made there, split there, or held by a module."""
     mu, log_var = (t.to(device) for t in inputs(6, 3))
@@ -137,14 +138,17 @@ def test_a_key_in_an_exported_program(strict: bool, device: torch.device) -> Non
     assert_same_bits(torch.export.load(buffer).module()(mu, log_var), module(mu, log_var))
 
 
-@pytest.mark.parametrize("options", [{}, {"fallback_random": True}, {"cpp_wrapper": True}], ids=str)
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-def test_one_seed_compiled_or_not(
-    backend: str, options: dict[str, bool], device: torch.device
-) -> None:
+@pytest.mark.parametrize(
+    ("backend", "option", "device"),
+    on_devices(
+        ("eager", ""),
+        ("aot_eager", ""),
+        *(("inductor", option) for option in ("", "fallback_random", "cpp_wrapper")),
+    ),
+    indirect=["device"],
+)
+def test_one_seed_compiled_or_not(backend: str, option: str, device: torch.device) -> None:
     """A seed gives a compiled call the noise of the eager one, in each of several calls."""
-    if options and backend != "inductor":
-        pytest.skip("options of Inductor")
 
     def twice(mu: Tensor, log_var: Tensor) -> Tensor:
         z = fused_reparameterize(mu, log_var)
@@ -152,7 +156,7 @@ def test_one_seed_compiled_or_not(
 
     mu, log_var = (t.to(device).requires_grad_() for t in inputs(6, 3))
     results = []
-    with inductor_config.patch(options):
+    with inductor_config.patch({option: True} if option else {}):
         for call in (twice, torch.compile(twice, backend=backend, fullgraph=True)):
             torch.manual_seed(3)
             for _ in range(2):

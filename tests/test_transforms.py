@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import assert_as_on_cpu, assert_same_bits, key_of
+from helpers import assert_as_on_cpu, assert_same_bits, inputs, key_of
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -263,3 +263,12 @@ def test_vmap_within_a_compiler(device: torch.device) -> None:
     assert_same_bits(fixed, reparam_fused.noise(KEY, 5).expand(3, 5))
     assert drawn.unique().numel() == 15
     torch._dynamo.reset()
+
+
+def test_a_tensor_that_escaped_from_vmap(device: torch.device) -> None:
+    """Is refused, as torch's own operations refuse it."""
+    mu, log_var = inputs(3, 5, device=device)
+    escaped: list[Tensor] = []
+    torch.vmap(lambda t: (escaped.append(t), t)[1])(mu)
+    with pytest.raises(RuntimeError, match="used outside of it"):
+        fused_reparameterize(escaped[0], log_var[0], key=key_of(1, device=device))

@@ -72,15 +72,17 @@ def compare_keys() -> None:
     for first in (0, 2**32 - 3, -2):
         blocks = torch.arange(first, first + 70)
         expected = children(keys, blocks).movedim(-2, 0)
-        assert torch.equal(triton_kernels.split(keys, first, 70), expected)
-        signed = triton_kernels.split(keys[::2].view(torch.int64), first, 70)
+        derive = triton_kernels.derive
+        assert torch.equal(derive(keys, None, first, 70), expected)
+        some = keys[::2].contiguous()
+        signed = derive(some.view(torch.int64), None, first, 70)
         assert torch.equal(signed.view(torch.uint64), expected[:, ::2])
-        assert torch.equal(triton_kernels.fold_in(keys[3:4], blocks), expected[:, 3])
-        assert torch.equal(triton_kernels.fold_in(keys[::2], blocks[:1]), expected[0, ::2])
+        assert torch.equal(derive(keys[3:4], blocks, 0, 1)[0], expected[:, 3])
+        assert torch.equal(derive(some, blocks[:1], 0, 1)[0], expected[0, ::2])
         diagonal = torch.stack([expected[2 * r, r] for r in range(5)])
-        assert torch.equal(triton_kernels.fold_in(keys, blocks[:10:2]), diagonal)
-    assert triton_kernels.split(keys[:0], 0, 3).shape == (3, 0, 2)
-    assert triton_kernels.fold_in(keys[:0], blocks[:1]).shape == (0, 2)
+        assert torch.equal(derive(keys, blocks[:10:2].contiguous(), 0, 1)[0], diagonal)
+    assert derive(keys[:0], None, 0, 3).shape == (3, 0, 2)
+    assert derive(keys[:0], blocks[:1], 0, 1).shape == (1, 0, 2)
 
 
 def children(keys: Tensor, blocks: Tensor) -> Tensor:
