@@ -12,9 +12,9 @@ from . import _call
 
 def fused_reparameterize(
     mu: Tensor,
-    log_var: Tensor | None = None,
+    log_var: Tensor | float | None = None,
     *,
-    std: Tensor | None = None,
+    std: Tensor | float | None = None,
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
     global_shape: Sequence[int] | None = None,
@@ -39,12 +39,14 @@ def fused_reparameterize(
 
     Args:
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
-        log_var (Tensor, optional): log of the variance, :math:`2 \ln \sigma`; broadcasts
-            with ``mu``.
-        std (Tensor, optional): the standard deviation :math:`\sigma` itself, in place of
-            ``log_var``. It is used as it is, negative values too.
-        key (Tensor, optional): uint64 key from :func:`reparam_fused.key`, of shape ``(2,)``,
-            or ``(*batch, 2)`` to give each slice of the leading dimensions its own stream.
+        log_var (Tensor or float, optional): log of the variance, :math:`2 \ln \sigma`;
+            broadcasts with ``mu``. A number counts as a tensor of the dtype of ``mu``; a tensor
+            without dimensions may be on the CPU beside a ``mu`` elsewhere.
+        std (Tensor or float, optional): the standard deviation :math:`\sigma` itself, in place
+            of ``log_var``. It is used as it is, negative values too.
+        key (Tensor, optional): uint64 key from :func:`reparam_fused.key`, or the same bits as
+            int64, of shape ``(2,)``, or ``(*batch, 2)`` to give each slice of the leading
+            dimensions its own stream.
         generator (torch.Generator, optional): where the key is drawn when none is given.
             Default: the default generator of the device.
         global_shape (sequence of ints, optional): the shape of the larger tensor of which
@@ -64,6 +66,9 @@ def fused_reparameterize(
             not within global_shape.
         ValueError: both of log_var and std or none; both of key and generator; one of
             global_shape and global_offset alone, or without a key.
+        NotImplementedError: a key or a generator under ``torch.onnx.export`` or
+            ``torch.jit.trace``, which get the eager line; forward-mode differentiation within
+            ``torch.compile``.
 
     NaN and infinity are data: they follow IEEE 754 and stay in their own element.
 
@@ -84,7 +89,7 @@ def fused_reparameterize(
     )
 
 
-def fused_kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
+def fused_kl_divergence(mu: Tensor, log_var: Tensor | float) -> Tensor:
     r"""The Kullback-Leibler divergence of :math:`N(\mu, \exp(\mathrm{log\_var}))` from
     :math:`N(0, 1)`, element by element and in one pass:
     :math:`\tfrac{1}{2}\,(\mu^2 + \exp(\mathrm{log\_var}) - 1 - \mathrm{log\_var})`.
@@ -100,7 +105,7 @@ def fused_kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
 
     Args:
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
-        log_var (Tensor): log of the variance; broadcasts with ``mu``.
+        log_var (Tensor or float): log of the variance; broadcasts with ``mu``.
 
     Returns:
         Tensor: at least 0, of the broadcast shape, with ``torch.result_type(mu, log_var)`` and

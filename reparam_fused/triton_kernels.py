@@ -219,7 +219,17 @@ def _half_expm1(x):
 
 
 @triton.jit
-def _apply(x, scale, eps, OP: tl.constexpr, LOG_VAR: tl.constexpr):
+def _of_form(scale, FORM: tl.constexpr):
+    """sigma of the scale, and the factor by which a gradient of sigma is one of the scale."""
+    if FORM == "log_var":
+        sigma, factor = _sigma(scale, 1.0), _sigma(scale, 0.5)
+    else:
+        sigma, factor = scale, 1.0
+    return sigma, factor
+
+
+@triton.jit
+def _apply(x, scale, eps, OP: tl.constexpr, FORM: tl.constexpr):
     """z or the divergence of mu, or the scale's gradient of the incoming one."""
     if x.dtype != tl.float64:
         x = x.to(tl.float32)
@@ -229,23 +239,21 @@ def _apply(x, scale, eps, OP: tl.constexpr, LOG_VAR: tl.constexpr):
     elif OP == "kl_divergence_backward":
         out = x * _half_expm1(scale)
     elif OP == "sample_backward":
-        out = x * eps
-        if LOG_VAR:
-            out = out * _sigma(scale, 0.5)
+        _, factor = _of_form(scale, FORM)
+        out = x * eps * factor
     else:
-        if LOG_VAR:
-            scale = _sigma(scale, 1.0)
-        out = tl.fma(scale, eps, x)
+        sigma, _ = _of_form(scale, FORM)
+        out = tl.fma(sigma, eps, x)
     return out
 
 
 @triton.jit
-def _value(x, scale, mask, eps, OP: tl.constexpr, LOG_VAR: tl.constexpr):
+def _value(x, scale, mask, eps, OP: tl.constexpr, FORM: tl.constexpr):
     """What an op makes of eps and of the operands at these places, which noise does not read."""
     if OP == "noise":
         value = eps
     else:
-        value = _apply(tl.load(x, mask=mask), tl.load(scale, mask=mask), eps, OP, LOG_VAR)
+        value = _apply(tl.load(x, mask=mask), tl.load(scale, mask=mask), eps, OP, FORM)
     return value
 
 
@@ -290,7 +298,7 @@ def _draw(key_ptr, seed, offset, seed_ptr, offset_ptr):
 def whole_kernel(
     x_ptr, scale_ptr, out_ptr, key_ptr, numel, full_blocks, first_counter,
     seed: tl.int64, offset: tl.int64, seed_ptr, offset_ptr,
-    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, DRAWN: tl.constexpr,
+    OP: tl.constexpr, FORM: tl.constexpr, NEWTON: tl.constexpr, DRAWN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -307,11 +315,11 @@ def whole_kernel(
         eps = _run_of_normals(counter, seed, BLOCK, dtype, NEWTON)
     i = first + tl.arange(0, BLOCK)
     if tl.program_id(0) < full_blocks:
-        value = _value(x_ptr + i, scale_ptr + i, None, eps, OP, LOG_VAR)
+        value = _value(x_ptr + i, scale_ptr + i, None, eps, OP, FORM)
         tl.store(out_ptr + i, value.to(dtype))
     else:
         inside = i < numel
-        value = _value(x_ptr + i, scale_ptr + i, inside, eps, OP, LOG_VAR)
+        value = _value(x_ptr + i, scale_ptr + i, inside, eps, OP, FORM)
         tl.store(out_ptr + i, value.to(dtype), mask=inside)
 
 
@@ -326,7 +334,7 @@ def elements_kernel(
     x_ptr, scale_ptr, out_ptr, keys_ptr, counters, segment_numel, segment_counters, first_index,
     sizes, x_strides, scale_strides, out_strides, index_strides, key_strides,
     seed: tl.int64, offset: tl.int64, seed_ptr, offset_ptr,
-    OP: tl.constexpr, LOG_VAR: tl.constexpr, NEWTON: tl.constexpr, DRAWN: tl.constexpr,
+    OP: tl.constexpr, FORM: tl.constexpr, NEWTON: tl.constexpr, DRAWN: tl.constexpr,
     INDEX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -370,7 +378,7 @@ def elements_kernel(
             x += along * x_strides[d]
             scale += along * scale_strides[d]
             out += along * out_strides[d]
-        value = _value(x, scale, mask, normals[j], OP, LOG_VAR)
+        value = _value(x, scale, mask, normals[j], OP, FORM)
         tl.store(out, value.to(dtype), mask=mask)
 
 
@@ -440,7 +448,7 @@ def plan(
     tensors = (x, scale, out)
     constants: dict[str, Any] = {
         "OP": op,
-        "LOG_VAR": form == "log_var",
+        "FORM": form,
         "NEWTON": out.device.type == "cuda" and torch.version.hip is None,
         "DRAWN": position is not None,
     }
