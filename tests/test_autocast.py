@@ -46,6 +46,8 @@ def test_the_dtype_is_that_of_the_eager_line(kind: str, low: torch.dtype) -> Non
                 case = f"mu {mu_dtype} {mu_shape}, log_var {log_var_dtype} {log_var_shape}"
                 z = fused_reparameterize(mu, log_var)
                 assert (z.dtype, z.shape) == (expected.dtype, expected.shape), case
+                of_std = mu + log_var * torch.randn_like(mu)
+                assert fused_reparameterize(mu, std=log_var).dtype == of_std.dtype, case
                 if kind == "cuda":
                     continue  # autograd asks the GPU itself
                 (grad_mu,) = torch.autograd.grad(z.sum(), mu)

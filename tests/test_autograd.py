@@ -289,6 +289,22 @@ def test_a_backward_is_one_op(both_paths: str, call: str, form: str) -> None:
     assert ops.names == ["reparam_fused::sample_backward"]
 
 
+@pytest.mark.parametrize("by", ["grad", "scale"])
+def test_a_second_backward_computes_what_is_asked_for(by: str) -> None:
+    """By either the op once: not the other's too."""
+    grad, scale = (
+        t.requires_grad_(name == by)
+        for t, name in zip(inputs(33, 5), ("grad", "scale"), strict=True)
+    )
+    for result in (
+        _ops.sample_backward(grad, scale, KEY),
+        _ops.kl_divergence_backward(grad, scale),
+    ):
+        with Ops() as ops:
+            torch.autograd.grad(result, grad if by == "grad" else scale, torch.ones_like(result))
+        assert len([name for name in ops.names if name.startswith("reparam_fused")]) == 1
+
+
 @pytest.mark.parametrize("form", ["log_var", "std"])
 def test_a_tangent_is_one_op(form: str) -> None:
     mu, scale = inputs(33, 5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from torch.utils.checkpoint import (
 )
 
 import reparam_fused
-from reparam_fused import fused_reparameterize
+from reparam_fused import _partitioner, fused_reparameterize
 
 KEY = key_of(8)
 
@@ -111,6 +112,21 @@ def test_one_graph_for_all_sizes(backend: str, device: torch.device, marked: boo
     assert counter.frame_count == 1
 
 
+@compilers("eager", "aot_eager", "inductor")
+def test_keys_of_a_graph(backend: str, device: torch.device) -> None:
+    """Made, split and folded in it."""
+
+    def three(mu: Tensor, log_var: Tensor, key: Tensor) -> list[Tensor]:
+        made = reparam_fused.key(3, device=mu.device)
+        keys = made, reparam_fused.fold_in(key, 5), reparam_fused.split(key)[1]
+        return [fused_reparameterize(mu, log_var, key=k) for k in keys]
+
+    arguments = [t.to(device) for t in (*inputs(6, 8), KEY)]
+    compiled = torch.compile(three, backend=backend, fullgraph=True)
+    for z, expected in zip(compiled(*arguments), three(*arguments), strict=True):
+        assert_same_bits(z, expected)
+
+
 def test_mu_is_log_var(device: torch.device) -> None:
     """dynamo refuses a Function that is given one tensor twice."""
     x, _ = leaves(6, device=device)
@@ -186,6 +202,22 @@ def test_graphs_without_a_backward_take_any_budget(device: torch.device) -> None
             for mu, log_var in (inputs(6, 8, device=device), leaves(6, 8, device=device)):
                 assert (call(mu, log_var) != call(mu, log_var)).all()
         torch._dynamo.reset()
+
+
+def test_the_mark_is_of_the_draw_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows it has the mark of its checkpoint, if that gave it one."""
+    graph = torch.fx.Graph()
+    graph.placeholder("tangents_1")
+    mode = SimpleNamespace(tracer=SimpleNamespace(graph=graph))
+    meta: dict[str, Any] = {}
+    monkeypatch.setattr(_partitioner, "get_proxy_mode", lambda: mode)
+    monkeypatch.setattr(_partitioner, "traceback", SimpleNamespace(get_current_meta=lambda: meta))
+    for outer in ({}, {"recompute": CheckpointPolicy.MUST_SAVE, "other": 1}):
+        meta.clear()
+        meta.update(outer)
+        with config.patch(activation_memory_budget=0.5), _partitioner.drawn_once():
+            assert meta["recompute"] == CheckpointPolicy.PREFER_RECOMPUTE
+        assert meta == outer
 
 
 def test_log_var_and_a_key_go_to_the_backward(device: torch.device) -> None:

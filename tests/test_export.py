@@ -83,6 +83,13 @@ def test_jit_trace() -> None:
                 lambda mu, log_var, key: fused_reparameterize(mu, log_var, key=key),
                 (mu, log_var, key_of(1)),
             )
+        of_std = torch.jit.trace(
+            lambda mu, std: fused_reparameterize(mu, std=std), (mu, log_var), check_trace=False
+        )
+    torch.manual_seed(5)
+    z = of_std(mu, log_var)
+    torch.manual_seed(5)
+    torch.testing.assert_close(z, mu + log_var * torch.randn_like(mu))
     for program in (drawn, divergence):
         kinds = [node.kind() for node in program.inlined_graph.nodes()]
         assert not [kind for kind in kinds if kind.startswith("reparam_fused")]

@@ -374,6 +374,8 @@ def test_ids_that_name_nothing_are_left_to_the_op() -> None:
             if op not in ops or form not in (0, 1):
                 assert module.launch(op, form, MU, LOG_VAR, KEY) is None
                 assert module.launch(op, form, MU, LOG_VAR, None) is None
+    assert _forms.KL_DIVERGENCE.plain(MU, LOG_VAR, KEY) is None
+    assert LOG_VAR_FORM.plain(MU, LOG_VAR, None) is None
     for form in (-1, 2, 2**40):
         assert module.draw(form, MU, LOG_VAR, None) is None
     for generator in (3, MU, KEY, torch.device("cpu")):
@@ -444,6 +446,16 @@ def test_plain_calls_go_through_no_op(
         for result in results:
             torch.autograd.grad(result, (x, s), torch.ones_like(result))
     assert called == []
+
+
+def test_keys_of_one_go_through_no_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = dispatched(monkeypatch)
+    reparam_fused.split(KEY, 3)
+    reparam_fused.fold_in(KEY, 3)
+    assert called == []
+    reparam_fused.split(KEYS, 3)
+    reparam_fused.fold_in(KEYS, 3)
+    assert called == ["derive", "derive"]
 
 
 def test_counting_counts(monkeypatch: pytest.MonkeyPatch) -> None:

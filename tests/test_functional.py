@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from itertools import product
+from typing import ClassVar
 
 import pytest
 import torch
@@ -118,6 +119,15 @@ def test_parameters_and_deepcopy(both_paths: str, device: torch.device) -> None:
     assert mu.grad.tolist() == [1.0] * 4
 
 
+def test_a_number_is_a_scale(both_paths: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Of the dtype of mu."""
+    mu, _ = inputs(10, dtype=dtype, device=device)
+    number = torch.tensor(0.3, dtype=dtype, device=device)
+    for name in ("log_var", "std"):
+        z = fused_reparameterize(mu, **{name: 0.3}, key=KEY.to(device))
+        assert_same_bits(z, fused_reparameterize(mu, **{name: number}, key=KEY.to(device)))
+
+
 class Marked(torch.Tensor):
     """A subclass of the kind that users write: __torch_function__ by inheritance."""
 
@@ -127,6 +137,26 @@ def test_a_subclass_stays_one(both_paths: str, device: torch.device) -> None:
     z = fused_reparameterize(mu.as_subclass(Marked), log_var, key=KEY.to(device))
     assert type(z) is Marked
     assert_same_bits(z.as_subclass(Tensor), fused_reparameterize(*inputs(10), key=KEY))
+
+
+class Watched(torch.Tensor):
+    """A subclass that sees what it is given to."""
+
+    seen: ClassVar[list[object]] = []
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("at", range(3), ids=["mu", "log_var", "key"])
+def test_a_subclass_sees_the_call(both_paths: str, at: int, device: torch.device) -> None:
+    given: list[Tensor] = [*inputs(10, device=device), KEY.to(device)]
+    given[at] = given[at].as_subclass(Watched)
+    Watched.seen.clear()
+    fused_reparameterize(*given[:2], key=given[2])
+    assert Watched.seen[0] is fused_reparameterize
 
 
 def test_torch_function_modes_see_the_call(both_paths: str, device: torch.device) -> None:

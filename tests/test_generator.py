@@ -124,6 +124,12 @@ def test_both_paths_and_the_fallback_draw_the_same_keys(
     assert torch.equal(default_generator(device).get_state(), state)
 
 
+def test_nothing_is_drawn_for_nothing(device: torch.device) -> None:
+    before = default_generator(device).get_state()
+    draw_key(device, None, 0)
+    assert torch.equal(default_generator(device).get_state(), before)
+
+
 def test_a_key_leaves_the_generator_alone(both_paths: str, device: torch.device) -> None:
     before = default_generator(device).get_state()
     key = reparam_fused.key(1, device=device)

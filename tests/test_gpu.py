@@ -267,14 +267,19 @@ def everything(mu: Tensor, log_var: Tensor, key: Tensor | None) -> list[Tensor]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("drawn", [False, True], ids=["key", "no key"])
-def test_work_goes_to_the_current_stream(cuda: torch.device, seed: int, drawn: bool) -> None:
-    """Its inputs are written late on that stream, its results are read there."""
+@pytest.mark.parametrize("index", range(2))
+def test_work_goes_to_the_current_stream(
+    cuda: torch.device, index: int, seed: int, drawn: bool
+) -> None:
+    """Of the device. Its inputs are written late on it, its results are read there."""
+    if torch.cuda.device_count() <= index:
+        pytest.skip("one GPU")
+    device = torch.device("cuda", index)
     mu, log_var = inputs(500)
     key = key_of(seed)
-    late_mu, late_log_var = torch.zeros_like(mu).cuda(), torch.zeros_like(log_var).cuda()
-    late_key = torch.zeros_like(key).cuda()
-    torch.cuda.synchronize()
-    stream = torch.cuda.Stream()
+    late_mu, late_log_var, late_key = (torch.zeros_like(t).to(device) for t in (mu, log_var, key))
+    torch.cuda.synchronize(device)
+    stream = torch.cuda.Stream(device)
     with torch.cuda.stream(stream):
         for late, tensor in ((late_mu, mu), (late_log_var, log_var), (late_key, key)):
             late.copy_(tensor.pin_memory(), non_blocking=True)

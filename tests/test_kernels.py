@@ -151,6 +151,17 @@ def test_batched_keys(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         assert_same_bits(z[at], one)
 
 
+def test_ones_in_the_batch_of_a_key() -> None:
+    """At its end they leave their dimension within a slice; before, the key is that of all."""
+    x, log_var = inputs(3, 4, 5)
+    keys = reparam_fused.split(key_of(4), 4)
+    ended, rows = (_ops.sample_from_key(x, log_var, k) for k in (keys[:3, None], keys[:3]))
+    assert_same_bits(ended, rows)
+    shared = _ops.sample_from_key(x, log_var, keys[None])
+    for i in range(3):
+        assert_same_bits(shared[i], _ops.sample_from_key(x[i], log_var[i], keys))
+
+
 def keys_about(offset: int, rows: int) -> Tensor:
     """A key for each row: of other seeds, at offsets on both sides of this one."""
     keys = [

@@ -205,9 +205,10 @@ def test_the_op_refuses_what_it_cannot_read(device: torch.device) -> None:
         (keys.float(), None, 0, 1),
         (keys, numbers[:4], 0, 1),
         (keys, numbers.int(), 0, 1),
+        (keys[:3], numbers[::2], 0, 1),
         (keys, None, 0, -1),
     ):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="expected contiguous keys"):
             reparam_fused._ops.derive(*arguments)
 
 
@@ -217,7 +218,15 @@ def test_under_vmap(device: torch.device) -> None:
     halves = torch.vmap(split)(keys)
     folded = torch.vmap(fold_in)(keys, numbers)
     by_number = torch.vmap(lambda i: fold_in(keys[0], i))(numbers)
+    several = numbers + torch.arange(4, device=device)[:, None]
+    last = torch.vmap(split, in_dims=1)(keys.T)
+    each = torch.vmap(fold_in, in_dims=(0, 1))(keys, several)
+    derive = reparam_fused._ops.derive
+    by_op = torch.vmap(lambda k, d: derive(k, d, 0, 1), in_dims=1)(keys[None], several)
     for i in range(3):
         assert torch.equal(halves[i], split(keys[i]))
+        assert torch.equal(last[i], split(keys[i]))
         assert torch.equal(folded[i], fold_in(keys[i], i))
         assert torch.equal(by_number[i], fold_in(keys[0], i))
+        assert torch.equal(each[i], fold_in(keys[i], several[:, i]))
+        assert torch.equal(by_op[i], each[i][None])

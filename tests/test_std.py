@@ -117,6 +117,9 @@ def test_only_the_key_is_kept(both_paths: str, device: torch.device) -> None:
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         fused_reparameterize(mu, std=std)
+        assert [(t.dtype, t.numel()) for t in kept] == [(torch.uint64, 2)]
+        kept.clear()
+        _ops.sample_backward(mu, None, KEY.to(device), "std")
     assert [(t.dtype, t.numel()) for t in kept] == [(torch.uint64, 2)]
 
 

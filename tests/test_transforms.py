@@ -41,6 +41,7 @@ BATCHES = [
     ((None, 1, None), (6,), (6, 4)),
     ((0, 0, None), (4, 3, 6), (4, 6)),
     ((0, 0, None), (4, 6), (4, 3, 6)),
+    ((2, 0, None), (3, 6, 4), (4, 6)),
     ((0, 0, 0), (4, 6), (4, 6)),
     ((None, None, 0), (6,), (6,)),
     ((0, None, 1), (4, 6), (2, 6)),
@@ -89,6 +90,23 @@ def test_vmap_within_vmap_and_batches_of_keys(device: torch.device) -> None:
     assert_same_bits(noise, reparam_fused.noise(keys[0], 3, 5))
 
 
+def test_vmap_within_vmap_of_what_the_inner_does_not_batch(device: torch.device) -> None:
+    """It is none of the inner one, whose result it goes into."""
+    key = KEY.to(device)
+    mu, x = draw(3, 5, device=device), draw(4, seed=1, device=device)
+    keys = reparam_fused.split(key, 3)
+    for call, rows in (
+        (lambda m: fused_reparameterize(m, m, key=key), mu),
+        (lambda k: reparam_fused.fold_in(k, 3).view(torch.int64) % 8, keys),
+        (lambda k: reparam_fused.split(k[None])[0].view(torch.int64) % 8, keys),
+    ):
+        inner = lambda t, call=call: torch.vmap(lambda v: (v + call(t), call(t)))(x)  # noqa: E731
+        sums, results = torch.vmap(inner)(rows)
+        assert sums.shape[:2] == results.shape[:2] == (3, 4)
+        for i, j in itertools.product(range(3), range(4)):
+            assert_same_bits(sums[i, j], x[j] + call(rows[i]))
+
+
 def test_vmap_of_noise(device: torch.device) -> None:
     """A batch of keys, wherever it lies; blocks have no place of their own in the batch."""
     key = KEY.to(device)
@@ -130,6 +148,35 @@ def test_vmap_randomness_modes(device: torch.device) -> None:
         assert_same_bits(torch.vmap(call, randomness="different")(zero), first)
 
 
+def test_vmap_draws_from_the_generator_that_is_given(device: torch.device) -> None:
+    zero = torch.zeros(4, 6, device=device)
+    generator = torch.Generator(device)
+    call = lambda x: fused_reparameterize(x, x, generator=generator)  # noqa: E731
+    for randomness in ("different", "same"):
+        drawn = []
+        for seed in (1, 2):
+            generator.manual_seed(7)
+            torch.manual_seed(seed)
+            drawn.append(torch.vmap(call, randomness=randomness)(zero))
+        assert_same_bits(*drawn)
+
+
+def test_what_torch_func_allows_is_as_before(device: torch.device) -> None:
+    """A call within a level lets a Function in that torch would keep out, for itself alone."""
+    from torch._C import _functorch
+
+    mu, log_var, call = operands(device)
+    allowed = []
+
+    def loss(mu: Tensor) -> Tensor:
+        z = call(mu, log_var)
+        allowed.append(_functorch.get_single_level_autograd_function_allowed())
+        return z.sum()
+
+    torch.func.grad(loss)(mu)
+    assert allowed == [False]
+
+
 def test_jvp(device: torch.device) -> None:
     eps = reparam_fused.noise(KEY, 3, 5, dtype=torch.float64)
     mu, log_var, call = operands(device)
@@ -147,8 +194,11 @@ def test_jvp_of_one_input_that_broadcasts_in_another_dtype(device: torch.device)
     for at in (0, 1):
         inputs = [mu, log_var]
         call = lambda t, at=at, inputs=inputs: sample(*inputs[:at], t, *inputs[at + 1 :])  # noqa: E731
-        z, tangent = torch.func.jvp(call, (inputs[at],), (torch.ones_like(inputs[at]),))
-        assert (tangent.shape, tangent.dtype) == (z.shape, z.dtype)
+        ones = torch.ones_like(inputs[at])
+        tangent_of = lambda t, call=call: torch.func.jvp(call, (t,), (t,))[1]  # noqa: E731
+        z, tangent = torch.func.jvp(call, (inputs[at],), (ones,))
+        for t in (tangent, *torch.func.jvp(tangent_of, (inputs[at],), (ones,))):
+            assert (t.shape, t.dtype) == (z.shape, z.dtype)
         expected = torch.ones_like(z) if at == 0 else 0.5 * z
         torch.testing.assert_close(tangent, expected)
 
@@ -254,14 +304,18 @@ def test_vmap_within_a_compiler(device: torch.device) -> None:
     sample = with_key(device)
 
     @torch.compile(backend="aot_eager", fullgraph=True)
-    def call(mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
-        drawn = torch.vmap(lambda m, v: fused_reparameterize(m, v), randomness="different")
-        return torch.vmap(sample)(mu, log_var), drawn(mu, log_var)
+    def call(mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        different, same = (
+            torch.vmap(lambda m, v: fused_reparameterize(m, v), randomness=randomness)
+            for randomness in ("different", "same")
+        )
+        return torch.vmap(sample)(mu, log_var), different(mu, log_var), same(mu, log_var)
 
     zero = torch.zeros(3, 5, device=device)
-    fixed, drawn = call(zero, zero)
+    fixed, different, same = call(zero, zero)
     assert_same_bits(fixed, reparam_fused.noise(KEY, 5).expand(3, 5))
-    assert drawn.unique().numel() == 15
+    assert different.unique().numel() == 15
+    assert same.unique(dim=0).shape == (1, 5)
     torch._dynamo.reset()
 
 
