@@ -94,8 +94,8 @@ def _as_words(integers: Tensor) -> Tensor:
 
 
 def _as_key(words: Tensor) -> Tensor:
-    """In a graph a key stays int64: Inductor knows no uint64 constant."""
-    return words if torch.compiler.is_compiling() else words.view(torch.uint64)
+    """Made as int64 and seen as uint64, for Inductor knows no constant of that."""
+    return words.view(torch.uint64)
 
 
 def _children(key: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
