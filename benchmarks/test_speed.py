@@ -12,7 +12,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,37 +135,6 @@ def test_bfloat16_per_element(in_turn: Callable[..., None], n: int) -> None:
             fused_reparameterize(mu, log_var)
 
     in_turn(ours, {"float32": wide}, {"float32": 1.0}, rounds_for(n))
-
-
-def test_marginal_cost_of_a_small_call(in_turn: Callable[..., None]) -> None:
-    """128 x 20, forward and backward: what one more op in a graph costs.
-
-    A chain of 41 ops less a chain of one, each with a log_var of its own.
-    """
-    mu, _, grad_z = leaves(128, 20)
-    log_vars = [leaves(128, 20)[1] for _ in range(41)]
-
-    def chain(sampler: Sampler, length: int) -> float:
-        start = time.perf_counter()
-        z = mu
-        for log_var in log_vars[:length]:
-            z = sampler(z, log_var)
-        torch.autograd.grad(z, [mu, *log_vars[:length]], grad_z)
-        return time.perf_counter() - start
-
-    def marginal(sampler: Sampler) -> float:
-        return statistics.median(chain(sampler, 41) - chain(sampler, 1) for _ in range(3)) / 40
-
-    samplers = {"fused": fused_reparameterize, "eager": eager, "multiply": torch.mul}
-    costs = {name: [] for name in samplers}
-    for _ in range(60):
-        for name, sampler in samplers.items():
-            costs[name].append(marginal(sampler) * 1e6)
-    for name, values in costs.items():
-        ROWS.append(("marginal 128x20", f"{name}, us", spread(values), "", ""))
-    ratios = [f / e for f, e in zip(costs["fused"], costs["eager"], strict=True)]
-    met = "met" if statistics.median(ratios) <= 0.4 else "MISSED"
-    ROWS.append(("marginal 128x20", "ours / eager", spread(ratios), "<= 0.4", met))
 
 
 def test_import_time() -> None:
