@@ -53,6 +53,8 @@ class Forward(_SingleLevelFunction):
     would not see. In a tuple, for torch would take a tensor for an operand.
     """
 
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -110,6 +112,8 @@ class Backward(_SingleLevelFunction):
     By the scale its derivative is made of itself, as the table says: gradients of every
     order are this one op.
     """
+
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
 
     @staticmethod
     def forward(

@@ -257,6 +257,7 @@ MUTATIONS = [
     Mutation("a call of two scales taken", "reparam_fused/_call.py", "        and (std is None or log_var is None)\n", "", "test_std"),
     Mutation("a call of key and generator taken", "reparam_fused/_call.py", "        and (key is None or generator is None)\n", "", "test_validation"),
     Mutation("a block taken for a plain call", "reparam_fused/_call.py", "        global_shape is None\n        and global_offset is None\n        and", "        True\n        and", "test_blocks"),
+    Mutation("compiled autograd not told", "reparam_fused/_autograd.py", "    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key\n\n    @staticmethod\n    def forward(\n        ctx: Any,\n        form: Form,\n        result: tuple[Tensor, Tensor | None],\n        x: Tensor,", "    @staticmethod\n    def forward(\n        ctx: Any,\n        form: Form,\n        result: tuple[Tensor, Tensor | None],\n        x: Tensor,", "test_compile"),
     Mutation("plain calls within a graph", "reparam_fused/_call.py", "        and not is_compiling()\n    ):", "    ):", "test_compile"),
     Mutation("__torch_function__ of a key", "reparam_fused/_call.py", "for t in (mu, scale, key) if t is not None]", "for t in (mu, scale) if t is not None]", "test_functional"),
     Mutation("draws of a graph by torch.randint", "reparam_fused/_call.py", "if is_compiling() and generator is None and not _are_functorch_transforms_active():", "if False:", "test_compile"),

@@ -13,6 +13,7 @@ import torch
 from compilers import compilers, on_devices
 from helpers import assert_same_bits, inputs, key_of, leaves
 from torch import Tensor
+from torch._dynamo import compiled_autograd
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._functorch import config
@@ -297,3 +298,21 @@ def test_func_grad_within_a_graph(backend: str, device: torch.device) -> None:
 
     compiled = torch.compile(gradient, backend=backend, fullgraph=True)
     torch.testing.assert_close(compiled(mu, log_var), gradient(mu, log_var))
+
+
+@pytest.mark.parametrize("compiled_forward", [False, True])
+@pytest.mark.parametrize("form", ["log_var", "std"])
+def test_compiled_autograd(form: str, compiled_forward: bool, device: torch.device) -> None:
+    """The engine's own graph is traced, and the backward with it."""
+    mu, scale = leaves(6, 8, device=device)
+    key = KEY.to(device)
+
+    def loss(mu: Tensor, scale: Tensor) -> Tensor:
+        return fused_reparameterize(mu, **{form: scale}, key=key).square().sum()
+
+    expected = torch.autograd.grad(loss(mu, scale), (mu, scale))
+    call = torch.compile(loss, backend="aot_eager") if compiled_forward else loss
+    with compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        gradients = torch.autograd.grad(call(mu, scale), (mu, scale))
+    for a, b in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(a, b)
