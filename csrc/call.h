@@ -115,7 +115,7 @@ Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, co
   Children children(keys.shape, data ? &data->shape : nullptr, first, num, ndim);
   if (!children.fit || !holds_words(keys) ||
       (data && !(holds_words(*data) && data->on_device_of(keys)))) {
-    refuse("expected contiguous keys (m, 2) and numbers (n) of 64 bits, got ",
+    refuse("expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device, got ",
            name_of_dtype(keys.dtype), " ", keys.shape);
   }
   Derivation d = children.derivation;

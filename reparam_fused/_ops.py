@@ -152,9 +152,12 @@ def _check_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> No
         and keys.is_contiguous()
         and keys.shape == (m, 2)
         and num >= 0
-        and (data is None or (data.dtype in words and data.is_contiguous()))
+        and (
+            data is None
+            or (data.dtype in words and data.is_contiguous() and data.device == keys.device)
+        )
         and (m == n or 1 in (m, n)),
-        "expected contiguous keys (m, 2) and numbers (n) of 64 bits, "
+        "expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device, "
         f"got {keys.dtype} {tuple(keys.shape)}",
     )
 

@@ -335,6 +335,7 @@ def test_operands_of_two_devices_are_refused(cuda: torch.device) -> None:
         lambda: _ops.sample(here[0], there[1], None),
         lambda: _ops.kl_divergence(here[0], there[1]),
         lambda: _ops.kl_divergence_backward(here[0], there[1]),
+        lambda: _ops.derive(here[2].view(1, 2), there[2].view(torch.int64), 0, 1),
     ):
         with pytest.raises(
             RuntimeError, match=r"on one device|on the same device|on cuda:0"
