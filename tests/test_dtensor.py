@@ -257,12 +257,16 @@ def test_the_example_prints_the_same_on_any_number_of_processes() -> None:
     script = Path(__file__).parents[1] / "examples" / "sharded_sample.py"
     printed = []
     for count in (1, 2):
-        result = subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone",
-             "--nproc-per-node", str(count), str(script)],
-            cwd=script.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
+        for _ in range(3):
+            result = subprocess.run(
+                [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                 "--nproc-per-node", str(count), str(script)],
+                cwd=script.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                capture_output=True, text=True, timeout=120, check=False,
+            )  # fmt: skip
+            # As in ranks.py: a thread of torch's outlived the interpreter, after the work.
+            if "terminate called without an active exception" not in result.stderr:
+                break
         assert result.returncode == 0, result.stderr
         first, *digests = result.stdout.splitlines()
         assert first.startswith(f"{count} processes")
