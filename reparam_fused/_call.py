@@ -138,9 +138,7 @@ def reparameterize(
                 "torch.onnx.export, whose programs run without this package and draw noise of "
                 "their own; call it without one there, or save the model by torch.export"
             )
-        assert form.std is not None
-        mu, std = torch.broadcast_tensors(mu, form.std(scale))
-        return mu + std * torch.randn_like(mu)
+        return form.line(*torch.broadcast_tensors(mu, scale))
     if key is None:
         if is_compiling() and generator is None and not _are_functorch_transforms_active():
             return _ops.traced_sample(mu, scale, form.name)
@@ -167,5 +165,5 @@ def kl_divergence(function: Callable[..., Tensor], mu: Tensor, log_var: Tensor |
     _check_forward_mode(name)
     log_var = _as_tensor(log_var, mu)
     if _exported():
-        return 0.5 * (mu.square() + torch.exp(log_var) - 1 - log_var)
+        return KL_DIVERGENCE.line(*torch.broadcast_tensors(mu, log_var))
     return _ops.kl_divergence(mu, _autocast_exp(mu, log_var))

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._validate import broadcast
+
 # The offsets of keys that a CUDA generator gives, a domain of their own: or the first draw
 # after manual_seed(s) would be that of key(s).
 DOMAIN = 2**63
@@ -28,9 +30,7 @@ class Position(NamedTuple):
 
 def blocks(mu: Tensor, scale: Tensor) -> int:
     """How many counters a call with these uses: those of an output of their broadcast shape."""
-    numel = mu.numel()
-    if mu.shape != scale.shape:
-        numel = torch.broadcast_shapes(mu.shape, scale.shape).numel()
+    numel = broadcast(mu.shape, scale.shape).numel()
     return -(-numel // (2 if torch.result_type(mu, scale) == torch.float64 else 4))
 
 

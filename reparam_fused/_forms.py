@@ -31,11 +31,11 @@ class Form:
     forward: str
     backward: str
     name: str
-    #: The line that is replaced: the standard deviation in torch's own words. None for an op
-    #: without noise.
-    std: Callable[[Tensor], Tensor] | None = None
-    #: The same by reference.py, bit for bit: sigma of the scale, and the chain rule from a
-    #: gradient of sigma back to the scale.
+    #: The line that is replaced, of x and a scale of one shape, for programs that run without
+    #: this package.
+    line: Callable[[Tensor, Tensor], Tensor]
+    #: By reference.py, bit for bit: sigma of the scale, and the chain rule from a gradient of
+    #: sigma back to the scale. None for an op without noise.
     sigma: Callable[[Tensor], Tensor] | None = None
     chain: Callable[[Tensor, Tensor], Tensor] | None = None
     #: The gradient of x from that of f. None: it is that of f.
@@ -71,14 +71,14 @@ SAMPLE = {
         # sigma = exp(log_var / 2), and its derivative is itself, halved, again and again.
         Form(
             "sample_from_key", "sample_backward", "log_var",
-            std=lambda log_var: torch.exp(0.5 * log_var),
+            line=lambda mu, log_var: mu + torch.exp(0.5 * log_var) * torch.randn_like(mu),
             sigma=lambda log_var: reference.sigma(log_var),
             chain=lambda grad_sigma, log_var: grad_sigma * reference.sigma(log_var, 0.5),
             second=lambda first, _: first * 0.5,
         ),
         Form(
             "sample_from_key", "sample_backward", "std",
-            std=lambda std: std,
+            line=lambda mu, std: mu + std * torch.randn_like(mu),
             sigma=lambda std: std,
             chain=lambda grad_sigma, _: grad_sigma,
         ),
@@ -89,6 +89,7 @@ SAMPLE = {
 #: the derivative of that is itself and g / 2 more.
 KL_DIVERGENCE = Form(
     "kl_divergence", "kl_divergence_backward", "",
+    line=lambda mu, log_var: 0.5 * (mu.square() + torch.exp(log_var) - 1 - log_var),
     by_x=lambda grad, mu: grad * mu,
     second=lambda first, g: first + 0.5 * g,
 )  # fmt: skip

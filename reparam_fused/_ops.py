@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from . import _draw, _extensions, _forms, reference
+from ._validate import KEY_DTYPES, broadcast
 
 library = torch.library.Library("reparam_fused", "DEF")
 _BLOCK = "SymInt[]? global_shape=None, SymInt[]? global_offset=None"
@@ -80,7 +81,7 @@ def _check_place(
     """A key for each slice of an output of this shape, and a block within the whole."""
     batch = key.shape[:-1]
     _require(
-        key.dtype in (torch.uint64, torch.int64)
+        key.dtype in KEY_DTYPES
         and tuple(key.shape[-1:]) == (2,)
         and len(batch) <= len(shape)
         and all(k in (1, n) for k, n in zip(batch, shape, strict=False)),
@@ -109,16 +110,11 @@ def _check_place(
     )
 
 
-def _broadcast(x: Tensor, scale: Tensor) -> torch.Size:
-    """Their common shape, which torch takes 30 us to find, but for those that are one."""
-    return x.shape if x.shape == scale.shape else torch.broadcast_shapes(x.shape, scale.shape)
-
-
 def _check_sample(
     mu: Tensor, scale: Tensor, key: Tensor, form: str = "log_var", *block: Any
 ) -> None:
     _check_form(form)
-    _check_place(_broadcast(mu, scale), key, *block)
+    _check_place(broadcast(mu.shape, scale.shape), key, *block)
 
 
 def _check_backward(
@@ -130,31 +126,25 @@ def _check_backward(
         (scale is not None) == takes_scale,
         f"sample_backward takes {'a' if takes_scale else 'no'} scale in the form {form}",
     )
-    _check_place(grad.shape if scale is None else _broadcast(grad, scale), key, *block)
+    shape = grad.shape if scale is None else broadcast(grad.shape, scale.shape)
+    _check_place(shape, key, *block)
 
 
 def _check_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> None:
     _check_place(size, key, *block)
 
 
-def _check_draw(
-    mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
-) -> None:
-    _check_form(form)
-
-
 def _check_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> None:
-    words = (torch.uint64, torch.int64)
     m = keys.numel() // 2
     n = m if data is None else data.numel()
     _require(
-        keys.dtype in words
+        keys.dtype in KEY_DTYPES
         and keys.is_contiguous()
         and keys.shape == (m, 2)
         and num >= 0
         and (
             data is None
-            or (data.dtype in words and data.is_contiguous() and data.device == keys.device)
+            or (data.dtype in KEY_DTYPES and data.is_contiguous() and data.device == keys.device)
         )
         and (m == n or 1 in (m, n)),
         "expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device, "

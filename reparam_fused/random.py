@@ -24,8 +24,8 @@ def key(
     ``torch.func._random.key(seed)``.
 
     Every function takes the same 128 bits as int64 too: ``key(7).view(torch.int64)`` is what
-    a module's buffer should hold, as much of torch (gloo's collectives, arithmetic, pickling
-    by numpy) knows no uint64.
+    a module's buffer should hold, as much of torch (gloo's collectives, arithmetic, pickle)
+    knows no uint64.
 
     Args:
         seed (int, or sequence or tensor of them): in ``[0, 2**64)``; in a tensor, which is

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import reference
 from ._draw import DOMAIN, Position
+from ._validate import KEY_DTYPES
 
 _LOG = tl.constexpr(reference.LOG)
 _SIN = tl.constexpr(reference.SIN)
@@ -549,7 +550,7 @@ def _launch(
     position: Position | None = None,
 ) -> Tensor:
     if key is not None:
-        if key.dtype not in (torch.uint64, torch.int64) or key.device != x.device:
+        if key.dtype not in KEY_DTYPES or key.device != x.device:
             raise RuntimeError(
                 f"reparam_fused: expected a uint64 key on {x.device}, "
                 f"got {key.dtype} on {key.device}"
