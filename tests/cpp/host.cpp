@@ -7,26 +7,13 @@
 //   host fold_in LANES N KEY_STRIDE DATA_STRIDE WORD...   the words of the keys, then the data
 //
 // A key is two words, seed and offset; words are decimal, and so is the output.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <string>
 #include <vector>
 
+#include "lanes.h"
+
 #include "../../csrc/common/forms.h"
-#include "../../csrc/common/scalar.h"
 #include "../../csrc/cpu/derive.h"
-#include "../../csrc/cpu/twice.h"
-#if defined(__AVX2__)
-#include "../../csrc/cpu/avx2.h"
-#endif
-#if defined(__AVX512F__)
-#include "../../csrc/cpu/avx512.h"
-#endif
 
 using namespace reparam_fused;
 

@@ -8,31 +8,18 @@
 //
 // The first prints one line a result: a name and the largest error in ULP (or, where the
 // name says so, absolute), or the number of lanes whose bits differ.
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <limits>
 #include <random>
 #include <thread>
 #include <vector>
 
+#include "lanes.h"
+
 #include "../../csrc/common/kl_divergence.h"
 #include "../../csrc/common/reparam.h"
-#include "../../csrc/common/scalar.h"
-#include "../../csrc/cpu/twice.h"
 #include "../../csrc/cuda/root.h"
-#if defined(__AVX2__)
-#include "../../csrc/cpu/avx2.h"
-#endif
-#if defined(__AVX512F__)
-#include "../../csrc/cpu/avx512.h"
-#endif
 
 using namespace reparam_fused;
 
