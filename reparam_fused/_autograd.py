@@ -30,7 +30,7 @@ from ._forms import KL_DIVERGENCE, SAMPLE, Form
 Block: TypeAlias = tuple[Sequence[int] | None, Sequence[int] | None] | None
 
 
-def backward(
+def gradient_of_scale(
     form: Form, grad: Tensor, scale: Tensor | None, key: Tensor | None, block: Block
 ) -> Tensor:
     """The gradient of the scale, differentiable again."""
@@ -88,7 +88,7 @@ class Forward(_SingleLevelFunction):
             if needs_x:
                 by_x = grad if form.by_x is None else form.by_x(grad, x)
             if needs_scale:
-                by_scale = backward(form, grad, scale, key, ctx.block)
+                by_scale = gradient_of_scale(form, grad, scale, key, ctx.block)
         return None, None, by_x, by_scale, None
 
     @staticmethod
@@ -102,7 +102,7 @@ class Forward(_SingleLevelFunction):
                 by_x = form.by_x(x_t, x)
             if scale_t is not None:
                 scale_t = scale_t.expand(ctx.shape)
-                by_scale = backward(form, scale_t, scale, key, ctx.block)
+                by_scale = gradient_of_scale(form, scale_t, scale, key, ctx.block)
             return _total(ctx, by_x, by_scale)
 
 
@@ -134,7 +134,7 @@ class Backward(_SingleLevelFunction):
         if grad_out is not None:
             grad, scale, key = ctx.saved_tensors
             if ctx.needs_input_grad[2]:
-                by_grad = backward(ctx.form, grad_out, scale, key, ctx.block)
+                by_grad = gradient_of_scale(ctx.form, grad_out, scale, key, ctx.block)
             if ctx.needs_input_grad[3]:
                 by_scale = _second(ctx, grad_out * grad, scale, key)
         return None, None, by_grad, by_scale, None
@@ -147,7 +147,7 @@ class Backward(_SingleLevelFunction):
         with _tangents(ctx) as (grad, scale, key):
             if grad_t is not None:
                 grad_t = grad_t.expand(ctx.shape)
-                by_grad = backward(ctx.form, grad_t, scale, key, ctx.block)
+                by_grad = gradient_of_scale(ctx.form, grad_t, scale, key, ctx.block)
             if scale_t is not None:
                 by_scale = _second(ctx, grad * scale_t, scale, key)
             return _total(ctx, by_grad, by_scale)
@@ -159,7 +159,7 @@ _apply_backward: Callable[..., Tensor] = Backward.apply  # type: ignore[attr-def
 def _second(ctx: Any, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
     """The derivative of the backward by the scale, times what comes in."""
     second: Callable[[Tensor, Tensor], Tensor] = ctx.form.second
-    return second(backward(ctx.form, product, scale, key, ctx.block), product)
+    return second(gradient_of_scale(ctx.form, product, scale, key, ctx.block), product)
 
 
 def _save(
