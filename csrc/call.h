@@ -94,10 +94,10 @@ inline Owned cast(const View& t, int32_t dtype) {
   return Owned(abi::to<AtenTensorHandle>(stack[0]));
 }
 
-// A row-major copy, of the shape or broadcast to it
-inline Owned copy(const View& t, const Shape& shape) {
+// A row-major copy
+inline Owned copy(const View& t) {
   Dimensions dims;
-  dims.pack(shape);
+  dims.pack(t.shape);
   Owned copy = empty(dims.shape(), t.dtype, t);
   check(aoti_torch_copy_(copy.get(), t.tensor, /*non_blocking=*/0));
   return copy;
@@ -108,9 +108,9 @@ inline bool holds_words(const View& t) {
   return t.dtype == aoti_torch_dtype_uint64() || t.dtype == aoti_torch_dtype_int64();
 }
 
-// The children of keys, as Children has them.
-template <class Device>
-Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, const Device& device,
+// The children of keys, as Children has them, by what the device derives them with.
+template <class Run>
+Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, const Run& run,
              int64_t ndim = 3) {
   Children children(keys.shape, data ? &data->shape : nullptr, first, num, ndim);
   if (!children.fit || !holds_words(keys) ||
@@ -123,12 +123,12 @@ Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, co
   d.keys = static_cast<const uint64_t*>(keys.data());
   if (data) d.data = static_cast<const uint64_t*>(data->data());
   check(torch_get_mutable_data_ptr(out.get(), reinterpret_cast<void**>(&d.out)));
-  if (d.n * d.count > 0) device.derive(d);
+  if (d.n * d.count > 0) run(d);
   return out;
 }
 
-// A call that has passed the checks. Owns what its Problem points to. Without a key there
-// is one slice.
+// A call that has passed the checks, with its output. Owns what its Problem points to. Without a
+// key there is one slice.
 class Call {
  public:
   Call(View x, View scale, std::optional<View> key, const Options& options)
@@ -142,24 +142,33 @@ class Call {
     operands_ = {x, scale};
     dims_.broadcast(x.shape, scale.shape);
     dims_.lay_out(x.shape, scale.shape);
-    check_key();
+    allocate();
   }
   // Without operands
   Call(View key, const Sizes& size, ScalarType dtype, const Options& options)
       : device_(key), key_(key), options_(options) {
     dtype_ = kernel_dtype(abi::to<int32_t>(abi::from(dtype)));
     dims_.pack(shape_of(size));
-    check_key();
+    allocate();
   }
   Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
 
-  // Makes the output, and with it the problem where that is not empty.
+  DType dtype() const { return dtype_; }
+  int64_t numel() const { return numel_; }
+  const Problem& problem() const { return problem_; }
+  const Owned& out() const { return out_; }
+  Tensor take_out() { return Tensor(out_.release()); }
+  // In place of a key's tensor: two words that outlive the call
+  void use_key(const uint64_t* words) { problem_.keys = words; }
+
+ private:
+  // Makes the output, and the problem where that is not empty.
   void allocate() {
+    check_key();
     numel_ = dims_.numel();
     out_ = empty(dims_.shape(), torch_dtype(dtype_), device_);
     if (key_ && key_->shape.strides[key_->shape.ndim - 1] != 1) {
-      key_ = View((key_copy_ = copy(*key_, key_->shape)).get());
+      key_ = View((key_copy_ = copy(*key_)).get());
     }
     if (!options_.noise) dims_.sort_by_memory();
     problem_.first_index = dims_.number(key_ ? key_->shape : Shape{}, options_);
@@ -173,18 +182,6 @@ class Call {
     check(torch_get_mutable_data_ptr(out_.get(), &problem_.out));
   }
 
-  DType dtype() const { return dtype_; }
-  int64_t numel() const { return numel_; }
-  const Problem& problem() const { return problem_; }
-  const std::optional<std::pair<View, View>>& operands() const { return operands_; }
-  const std::optional<View>& key() const { return key_; }
-  const Options& options() const { return options_; }
-  const Owned& out() const { return out_; }
-  Tensor take_out() { return Tensor(out_.release()); }
-  // In place of a key's tensor: two words that outlive the call
-  void use_key(const uint64_t* words) { problem_.keys = words; }
-
- private:
   void check_key() const {
     if (!key_) return;
     if (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape)) return;
@@ -202,6 +199,9 @@ class Call {
   Dimensions dims_;
   Problem problem_{};
 };
+
+// A kernel as torch calls it, with its arguments on a stack
+using Boxed = void (*)(StableIValue* stack, uint64_t n_arguments, uint64_t n_results);
 
 // The ops that are the same on every device. A Device is made of the first tensor, before
 // anything else is done, and runs the kernel of an op.
@@ -241,16 +241,19 @@ struct Ops {
   static Tensor derive(const Tensor& keys, const std::optional<Tensor>& data, int64_t first,
                        int64_t num) {
     const View numbers(data.value_or(keys)), *given = data ? &numbers : nullptr;
-    return Tensor(reparam_fused::derive(keys, given, first, num, Device(keys)).release());
+    const Device device(keys);
+    const auto run = [&](const Derivation& d) { device.derive(d); };
+    return Tensor(reparam_fused::derive(keys, given, first, num, run).release());
   }
 
   static void add_to(abi::StableLibrary& m) {
-    m.impl("sample_from_key", TORCH_BOX(&sample_from_key));
-    m.impl("sample_backward", TORCH_BOX(&sample_backward));
-    m.impl("noise", TORCH_BOX(&noise));
-    m.impl("derive", TORCH_BOX(&derive));
-    m.impl("kl_divergence", TORCH_BOX(&kl_divergence));
-    m.impl("kl_divergence_backward", TORCH_BOX(&kl_divergence_backward));
+    Device::template add<TORCH_BOX(&sample_from_key)>(m, "reparam_fused::sample_from_key");
+    Device::template add<TORCH_BOX(&sample_backward)>(m, "reparam_fused::sample_backward");
+    Device::template add<TORCH_BOX(&noise)>(m, "reparam_fused::noise");
+    Device::template add<TORCH_BOX(&derive)>(m, "reparam_fused::derive");
+    Device::template add<TORCH_BOX(&kl_divergence)>(m, "reparam_fused::kl_divergence");
+    Device::template add<TORCH_BOX(&kl_divergence_backward)>(
+        m, "reparam_fused::kl_divergence_backward");
   }
 };
 

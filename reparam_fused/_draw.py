@@ -81,7 +81,7 @@ def draw_key(device: torch.device, generator: torch.Generator | None, blocks: in
     """
     if device.type == "cuda":
         with drawn(device, generator, blocks) as position:
-            return _key_at(position, device)
+            return key_at(position, device)
     if blocks == 0:
         return torch.zeros(2, dtype=torch.int64, device=device).view(torch.uint64)
     seed = torch.empty((), dtype=torch.int64, device=device)
@@ -89,7 +89,7 @@ def draw_key(device: torch.device, generator: torch.Generator | None, blocks: in
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
 
 
-def _key_at(position: Position, device: torch.device) -> Tensor:
+def key_at(position: Position, device: torch.device) -> Tensor:
     if position.captured is not None:
         seed, offset = position.captured
         counter = (offset + position.offset >> 2) & 2**62 - 1

@@ -54,7 +54,7 @@ class Form:
     plain_draw: Callable[..., Any] = field(default=not_plain, init=False)
 
     def __post_init__(self) -> None:
-        if (module := _extensions.cpu) is None:
+        if (module := _extensions.module) is None:
             return
         ops, forms = module.kernels()["ops"], module.kernels()["forms"]
         form = forms[self.name] if self.name else 0

@@ -35,26 +35,30 @@ from ._validate import KEY_DTYPES, broadcast
 
 library = torch.library.Library("reparam_fused", "DEF")
 _BLOCK = "SymInt[]? global_shape=None, SymInt[]? global_offset=None"
-for _schema in (
-    f"sample_from_key(Tensor mu, Tensor scale, Tensor key, str form='log_var', {_BLOCK}) -> Tensor",
-    "sample_backward(Tensor grad_z, Tensor? scale, Tensor key, str form='log_var', "
+_PURE = {
+    "sample_from_key": f"(Tensor mu, Tensor scale, Tensor key, str form='log_var', {_BLOCK})"
+    " -> Tensor",
+    "sample_backward": "(Tensor grad_z, Tensor? scale, Tensor key, str form='log_var', "
     f"{_BLOCK}) -> Tensor",
-    f"noise(Tensor key, SymInt[] size, ScalarType dtype, {_BLOCK}) -> Tensor",
-    "kl_divergence(Tensor mu, Tensor log_var) -> Tensor",
-    "kl_divergence_backward(Tensor grad, Tensor log_var) -> Tensor",
-    "derive(Tensor keys, Tensor? data, SymInt first, SymInt num) -> Tensor",
-):
-    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
-for _schema in (
-    "sample(Tensor mu, Tensor scale, Generator? generator=None, str form='log_var')"
+    "noise": f"(Tensor key, SymInt[] size, ScalarType dtype, {_BLOCK}) -> Tensor",
+    "kl_divergence": "(Tensor mu, Tensor log_var) -> Tensor",
+    "kl_divergence_backward": "(Tensor grad, Tensor log_var) -> Tensor",
+    "derive": "(Tensor keys, Tensor? data, SymInt first, SymInt num) -> Tensor",
+}
+_DRAWING = {
+    "sample": "(Tensor mu, Tensor scale, Generator? generator=None, str form='log_var')"
     " -> (Tensor z, Tensor key)",
-    "sample_at(Tensor mu, Tensor scale, int seed, int offset, Tensor? captured_seed=None, "
+    "sample_at": "(Tensor mu, Tensor scale, int seed, int offset, Tensor? captured_seed=None, "
     "Tensor? captured_offset=None, str form='log_var') -> (Tensor z, Tensor key)",
-    "sample_fresh(Tensor mu, Tensor scale, Tensor fresh, str form='log_var')"
+    "sample_fresh": "(Tensor mu, Tensor scale, Tensor fresh, str form='log_var')"
     " -> (Tensor z, Tensor key)",
-    "traced_sample(Tensor mu, Tensor scale, str form='log_var') -> Tensor",
-):
-    library.define(_schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded))
+    "traced_sample": "(Tensor mu, Tensor scale, str form='log_var') -> Tensor",
+}
+for _op, _schema in _PURE.items():
+    library.define(_op + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+for _op, _schema in _DRAWING.items():
+    _tags = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
+    library.define(_op + _schema, tags=_tags)
 
 
 # What csrc/call.h checks of a direct call, for the kernels in Python
@@ -207,6 +211,22 @@ def _sample_on_cuda(
         return sample_at(mu, scale, position.seed, position.offset, *captured, form)
 
 
+def _sample_at(
+    mu: Tensor,
+    scale: Tensor,
+    seed: int,
+    offset: int,
+    captured_seed: Tensor | None = None,
+    captured_offset: Tensor | None = None,
+    form: str = "log_var",
+) -> tuple[Tensor, Tensor]:
+    captured = None
+    if captured_seed is not None and captured_offset is not None:
+        captured = (captured_seed, captured_offset)
+    key = _draw.key_at(_draw.Position(seed, offset, captured), mu.device)
+    return sample_from_key(mu, scale, key, form), key
+
+
 def _sample_fresh(
     mu: Tensor, scale: Tensor, fresh: Tensor, form: str = "log_var"
 ) -> tuple[Tensor, Tensor]:
@@ -224,19 +244,23 @@ def _traced_sample(mu: Tensor, scale: Tensor, form: str = "log_var") -> Tensor:
 # Composite: dynamo leaves it to what traces the joint graph, which sees the draw itself.
 library.impl("traced_sample", _traced_sample, "CompositeImplicitAutograd")
 library.impl("sample_fresh", _sample_fresh, "CompositeExplicitAutograd")
-# The compiled kernels are registered for CPU and CUDA, which go before these.
 library.impl("sample", _sample, "CompositeExplicitAutograd")
-for _op, _check in _CHECKS.items():
-    library.impl(_op, _from_reference(_op, _check), "CompositeExplicitAutograd")
-if _extensions.cuda is not None or _extensions.has_triton:
-    library.impl("sample", _sample_on_cuda, "CUDA")
-if _extensions.has_triton:
-    # A ROCm build of torch calls its GPUs cuda too.
-    for _device in ("XPU",) if _extensions.cuda is not None else ("XPU", "CUDA"):
-        for _op, _check in _CHECKS.items():
-            library.impl(_op, _from_triton(_op, _check), _device)
-    if _extensions.cuda is None:
-        library.impl("sample_at", _from_triton("sample_at", _unchecked), "CUDA")
+library.impl("sample", _sample_on_cuda, "CUDA")
+
+# The compiled library has kernels for CPU and CUDA, which go before those in Python. Where it
+# cannot serve a GPU, it leaves a call to the op's overload "python", which is one of those.
+for _op, _check in {**_CHECKS, "sample_at": _unchecked}.items():
+    _left = f"{_op}.python"
+    library.define(_left + (_PURE | _DRAWING)[_op], tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(_left, torch.library.fallthrough_kernel, "Autograd")
+    _plain = _sample_at if _op == "sample_at" else _from_reference(_op, _check)
+    for _name in (_op, _left):
+        library.impl(_name, _plain, "CompositeExplicitAutograd")
+        if _extensions.has_triton:
+            library.impl(_name, _from_triton(_op, _check), "XPU")
+            if _name == _left or _extensions.library is None:
+                # A ROCm build of torch calls its GPUs cuda too.
+                library.impl(_name, _from_triton(_op, _check), "CUDA")
 
 
 def _fake(x: Tensor, scale: Tensor | None, *_: Any) -> Tensor:

@@ -10,10 +10,12 @@ def backends() -> dict[str, str]:
 
     Returns:
         dict: ``"cpu"`` names the instruction set in use and ``"cuda"`` the compute
-        capabilities with a binary, or they say why the extension is missing and how to get
-        it; ``"triton"`` says which GPUs its kernels serve: all where the CUDA extension is
-        missing, or left out by ``REPARAM_FUSED_GPU=triton`` in the environment;
-        ``"reference"`` is the plain torch code that serves every device without a kernel.
+        capabilities with machine code, or they say why there are no compiled kernels and how to
+        get them; the CUDA kernels are loaded with the first tensor on a GPU, and ``"cuda"`` says
+        from then on on which GPUs they cannot run. ``"triton"`` says which GPUs its kernels
+        serve: those, or all where the CUDA kernels are missing or left out by
+        ``REPARAM_FUSED_GPU=triton`` in the environment; ``"reference"`` is the plain torch code
+        that serves every device without a kernel.
 
     Example::
 
@@ -21,19 +23,21 @@ def backends() -> dict[str, str]:
         >>> sorted(reparam_fused.backends())
         ['cpu', 'cuda', 'reference', 'triton']
     """
-    if _extensions.cpu is not None:
-        cpu = f"C++ kernels, {_extensions.cpu.isa()}"
+    if _extensions.library is not None:
+        cpu = f"C++ kernels, {_extensions.isa()}"
     else:
-        cpu = f"missing ({_extensions.cpu_missing_reason}): {_extensions.HOW_TO_BUILD}"
-    if _extensions.cuda is not None:
-        cuda = f"C++ kernels for compute capability {_extensions.cuda.archs()}"
+        cpu = f"missing ({_extensions.missing_reason}): {_extensions.HOW_TO_BUILD}"
+    if _extensions.has_cuda:
+        cuda = f"C++ kernels for compute capability {' '.join(_extensions.cuda_archs())}"
+        for device, reason in _extensions.cuda_refusals().items():
+            cuda += f"; cuda:{device} is left to Triton, for {reason}"
     else:
         cuda = f"missing ({_extensions.cuda_missing_reason}): {_extensions.HOW_TO_BUILD_CUDA}"
     if not _extensions.has_triton:
         asked = _extensions.gpu_choice == "cuda"
         triton = f"missing ({'REPARAM_FUSED_GPU=cuda' if asked else 'pip install triton'})"
-    elif _extensions.cuda is not None:
-        triton = "kernels for Intel GPUs; for NVIDIA's too with REPARAM_FUSED_GPU=triton"
+    elif _extensions.has_cuda:
+        triton = "kernels for Intel GPUs, and for NVIDIA's that the CUDA kernels do not serve"
     else:
         triton = "kernels for NVIDIA, AMD and Intel GPUs"
     return {

@@ -106,9 +106,9 @@ def _children(key: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
 
 def _plain_split(key: Tensor, first: int, num: int | None) -> Tensor | None:
     """num children of one key, or the first alone, without the dispatcher: csrc/python.cpp."""
-    if torch.compiler.is_compiling() or _extensions.cpu is None:
+    if torch.compiler.is_compiling() or _extensions.module is None:
         return None
-    return _extensions.cpu.split(key, first, num)  # type: ignore[no-any-return]
+    return _extensions.module.split(key, first, num)  # type: ignore[no-any-return]
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:

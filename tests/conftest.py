@@ -27,7 +27,7 @@ def pytest_report_header() -> str:
     backends = reparam_fused.backends()
     gpu = "none"
     if HAS_GPU:
-        kernels = backends["cuda"] if _extensions.cuda is not None else backends["triton"]
+        kernels = backends["cuda"] if _extensions.has_cuda else backends["triton"]
         gpu = f"{torch.cuda.get_device_name()}, {kernels}"
     return f"reparam_fused: {reparam_fused.__file__}, cpu: {backends['cpu']}, gpu: {gpu}"
 
@@ -101,7 +101,7 @@ def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Run the test by the module's kernels where the call is plain, and by the ops alone."""
     if request.param == "op":
         by_the_ops_alone(monkeypatch)
-    elif _extensions.cpu is None:
+    elif _extensions.library is None:
         pytest.skip("the C++ extension is not built")
     return request.param
 

@@ -15,7 +15,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,53 +23,39 @@ import numpy as np
 import torch
 from gpu.stand_in import Run, StandIn
 from helpers import OPS, key_of
-from machine_code import ROOT, VECTORS_PER_THREAD, Name, nvcc
+from machine_code import ROOT, SOURCE, VECTORS_PER_THREAD, Name, nvcc
 from torch import Tensor
 
 BLOCK = 128
-# csrc/cuda/launch.cuh: whole tensors of fewer full blocks have none, and one vector a thread
+# csrc/cuda/launch.cpp: whole tensors of fewer full blocks have none, and one vector a thread
 FEW_BLOCKS = 4096
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@functools.cache
-def _compiled(arch: int) -> Path:
-    """The folder of every op's PTX, which is kept for the next process."""
+def _compiled(arch: int) -> str:
+    """The PTX of all kernels, which is kept for the next process."""
     sources = sorted(p for p in (ROOT / "csrc").rglob("*") if p.suffix in (".h", ".cuh", ".cu"))
     version = subprocess.run(["nvcc", "--version"], capture_output=True, check=True).stdout
     state = hashlib.sha256(version + b"".join(path.read_bytes() for path in sources))
-    name = f"reparam_fused-ptx-{os.getuid()}-{arch}-{state.hexdigest()[:16]}"
-    folder = Path(tempfile.gettempdir()) / name
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory() as made, ThreadPoolExecutor(2) as pool:
-            for _ in pool.map(
-                lambda source: nvcc(
-                    "-ptx", f"-arch=compute_{arch}", source, "-o", f"{made}/{source.stem}.ptx"
-                ),
-                (ROOT / "csrc" / "cuda").glob("*.cu"),
-            ):
-                pass
-            if not folder.is_dir():  # or another process was as fast
-                shutil.copytree(made, folder)
-    return folder
+    name = f"reparam_fused-{os.getuid()}-{arch}-{state.hexdigest()[:16]}.ptx"
+    kept = Path(tempfile.gettempdir()) / name
+    if not kept.is_file():
+        with tempfile.TemporaryDirectory() as made:
+            nvcc("-ptx", f"-arch=compute_{arch}", SOURCE, "-o", f"{made}/kernels.ptx")
+            shutil.move(f"{made}/kernels.ptx", kept)
+    return kept.read_text()
 
 
 @functools.cache
 def ptx(arch: int) -> Mapping[str, str]:
     """Each kernel's PTX, as a module of its own."""
-    texts = {}
-    for path in _compiled(arch).glob("*.ptx"):
-        text = re.sub(r"^\s*//.*\n", "", path.read_text(), flags=re.M)
-        header, *kernels = re.split(r"^(?=\.visible \.entry)", text, flags=re.M)
-        for kernel in kernels:
-            name = re.match(r"\.visible \.entry (\w+)\(", kernel)
-            assert name is not None, kernel[:80]
-            texts[name[1]] = header + kernel
-    return texts
+    text = re.sub(r"^\s*//.*\n", "", _compiled(arch), flags=re.M)
+    header, *kernels = re.split(r"^(?=\.visible \.entry)", text, flags=re.M)
+    return {re.match(r"\.visible \.entry (\w+)\(", k)[1]: header + k for k in kernels}  # type: ignore[index]
 
 
 class WholeGrid:
-    """How csrc/cuda/launch.cuh cuts a contiguous tensor into blocks."""
+    """How csrc/cuda/launch.cpp cuts a contiguous tensor into blocks."""
 
     def __init__(self, numel: int, itemsize: int) -> None:
         self._numel, self._per_vector = numel, 16 // itemsize

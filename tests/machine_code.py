@@ -21,37 +21,34 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-OPS = ("sample", "sample_backward", "noise", "kl_divergence", "kl_divergence_backward")
-DTYPES = {"f": "float32", "d": "float64", "4Half": "float16", "8BFloat16": "bfloat16"}
+SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
+OF_KEYS = ("child_keys", "fold_in")  # the kernels that have no elements
 ELEMENT_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 VECTORS_PER_THREAD = 4
 ARCHS = (80, 86, 89, 90, 100, 120)
 
 
 class Name(NamedTuple):
-    """A mangled kernel name, read."""
+    """The name of a kernel of csrc/cuda/kernels.cu, read."""
 
     form: str  # whole, rows or elements
     op: str
-    scale: str  # LogVar, which stands for none too, or Std
+    scale: str  # log_var, which stands for none too, or std
     dtype: str
     index_bits: int
-    source: str  # of the key: KeyTensor or Generator, or NoKey
+    source: str  # of the noise: key or generator, or none
 
     @staticmethod
-    def parse(mangled: str) -> Name:
-        m = re.search(
-            r"\d(whole|rows|elements)_kernelINS_\d+(Sample|Noise|KlDivergence)(Backward)?"
-            r"(?:INS_\d+(LogVar|Std)EE)?E"
-            r"(?:NS_(4Half|8BFloat16)E|([fd]))([jm]?)NS_\d+(KeyTensor|Generator|NoKey)E",
-            mangled,
+    def parse(name: str) -> Name:
+        m = re.fullmatch(
+            r"(sample_backward|sample|noise|kl_divergence_backward|kl_divergence)"
+            r"(?:_(log_var|std))?_(float32|float64|float16|bfloat16)(?:_(key|generator))?"
+            r"_(whole|rows|elements)(32|64)?",
+            name,
         )
         if m is None:
-            raise ValueError(f"not a kernel of csrc/cuda: {mangled}")
-        op = {"Sample": "sample", "Noise": "noise", "KlDivergence": "kl_divergence"}[m[2]]
-        op += "_backward" if m[3] else ""
-        scale = m[4] or "LogVar"
-        return Name(m[1], op, scale, DTYPES[m[5] or m[6]], 32 if m[7] == "j" else 64, m[8])
+            raise ValueError(f"not a kernel of elements of csrc/cuda: {name}")
+        return Name(m[5], m[1], m[2] or "log_var", m[3], int(m[6] or 64), m[4] or "none")
 
 
 class Instruction(NamedTuple):
@@ -190,12 +187,11 @@ def disassemble(cubin: Path) -> str:
     ).stdout
 
 
-def compile_kernels(arch: int, op: str) -> list[Kernel]:
-    """One .cu file for one architecture, as the build compiles it."""
+def compile_kernels(arch: int) -> list[Kernel]:
+    """All kernels for one architecture, as the build compiles them."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        source = ROOT / "csrc" / "cuda" / f"{op}.cu"
-        report = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", source, "-o", cubin)
+        report = nvcc("-cubin", f"-arch=sm_{arch}", "-Xptxas", "-v", SOURCE, "-o", cubin)
         listing = disassemble(cubin)
     return _parse(listing, report)
 
@@ -210,6 +206,8 @@ def _parse(listing: str, ptxas_report: str) -> list[Kernel]:
         resources[m[1]] = (int(m[5]), int(m[2]), int(m[3]) + int(m[4]))
     kernels = []
     for name, section in functions(listing):
+        if name in OF_KEYS:
+            continue
         code = parse_code(section)
         kernels.append(Kernel(Name.parse(name), *resources[name], code))
     return kernels
@@ -249,13 +247,8 @@ def parse_code(text: str) -> Code:
 
 
 def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
-    jobs = [(arch, op) for arch in archs for op in OPS]
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda job: compile_kernels(*job), jobs))
-    by_arch: dict[int, list[Kernel]] = {arch: [] for arch in archs}
-    for (arch, _), kernels in zip(jobs, done, strict=True):
-        by_arch[arch] += kernels
-    return by_arch
+        return dict(zip(archs, pool.map(compile_kernels, archs), strict=True))
 
 
 def table(kernels: dict[int, list[Kernel]]) -> str:

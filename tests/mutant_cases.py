@@ -105,9 +105,6 @@ class Case:
         return ""
 
 
-FORMS = {"LogVar": "log_var", "Std": "std"}
-
-
 def dense(shape: Ints) -> Ints:
     """The strides of a contiguous tensor."""
     return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
@@ -154,7 +151,7 @@ class Cases:
             grown = tuple(n + 1 for n in shape[batch:-1])
             block = (*shape[:batch], *grown, shape[-1] + step), (0,) * len(shape)
         self.shape, self.batch, self.block = shape, batch, block
-        if name.source == "Generator":  # which counts to 2^62, from 2^63 on
+        if name.source == "generator":  # which counts to 2^62, from 2^63 on
             offset = 2**63 + offset % 2**62
         self.offset = offset
         ranges, blocks = self._elements(blocks)
@@ -209,10 +206,10 @@ class Cases:
         """The call of these operands, and what it uses beside them."""
         name, gpu = self.kernel_name, self.gpu
         x, scale = operands
-        form = FORMS[name.scale]
+        form = name.scale
         some = list(itertools.chain(*blocks))
         gpu.stand_in.blocks = lambda grid: [b for b in some if b < grid]
-        if name.source != "Generator":
+        if name.source != "generator":
             key = self._keys(ranges)
             unread = (name.op, form) == ("sample_backward", "std")
             place = self.block or ()
@@ -311,8 +308,8 @@ class Cases:
 
     def _expected(self, tensors: Sequence[Tensor], ranges: Sequence[range]) -> Tensor:
         """What the CPU makes of the same values with the same keys and counters."""
-        name, form = self.kernel_name, FORMS[self.kernel_name.scale]
-        if name.source == "NoKey":
+        name, form = self.kernel_name, self.kernel_name.scale
+        if name.source == "none":
             return OPS[name.op](*tensors)
         unread = (name.op, form) == ("sample_backward", "std")
         parts, at, run = [], 0, self._run_numel
@@ -371,7 +368,7 @@ def make_cases(gpu: Gpu, name: Name, largest: int = 2**20) -> list[Case]:
     made = Cases(gpu, name)
     {"whole": _whole, "rows": _rows, "elements": _elements}[name.form](made, largest)
     # Without noise dimensions go in the order of memory, and noise has no operands to be views.
-    assert not made.left_out or name.op == "noise" or name.source == "NoKey", made.left_out
+    assert not made.left_out or name.op == "noise" or name.source == "none", made.left_out
     assert len(made.cases) > 2 * len(made.left_out), (name, made.left_out)
     return made.cases
 
@@ -409,7 +406,7 @@ def _whole(made: Cases, largest: int) -> None:
     for turn in range(8):  # one word of 256 shows the half step of u
         made.add(f"a tail's words, {turn}", (block - 1,), offset=10_007 * turn)
     made.add("beyond 2^63", (few,), blocks=last_full(1), offset=2**63 - few // 4 + 3)
-    if made.kernel_name.source == "KeyTensor":
+    if made.kernel_name.source == "key":
         first = 2**40 + 12
         made.add(
             "a block",
@@ -421,7 +418,7 @@ def _whole(made: Cases, largest: int) -> None:
         last = numel // block
         blocks = [range(last // 2, last // 2 + 2), range(last - 1, last + 1)]
         made.add(f"{numel:#x}", (numel,), blocks=blocks, about="places")
-    if made.kernel_name.source == "Generator":
+    if made.kernel_name.source == "generator":
         made.add("captured", (few,), blocks=[range(1)], captured=True)
         made.add("captured, a tail", (2 * block + 11,), captured=True)
         made.add("captured, odd", (5,), captured=True, offset=2**61 + 3)
@@ -457,7 +454,7 @@ def apart(shape: Ints, first: int, step: int) -> Block:
 def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
     """What rows and elements have in common. Returns the shape of many elements, and strides."""
     rows = made.kernel_name.form == "rows"
-    batched = made.kernel_name.source == "KeyTensor"
+    batched = made.kernel_name.source == "key"
     odd = odd_values(made.dtype)
     step = made.per_vector if rows else 1
     # a size whose multiplier for the division has its top bit set
@@ -481,7 +478,7 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
             far = 2**33 + 12
             made.add("a block of four dims", four, *four_strides, block=apart(four, far - 404, far))
             made.add("a block", (35, c), (pad, 1), block=apart((35, c), 2**32 + 8, far))
-        elif made.kernel_name.source == "Generator":
+        elif made.kernel_name.source == "generator":
             made.add("captured", (9, c), (pad, 1), (pad, 1), captured=True)
             made.add("captured, far", (9, c), (pad, 1), (pad, 1), captured=True, offset=2**61 + 3)
         made.add("extremes", (150, c), (pad, 1), (c, 1), values=odd)
@@ -557,7 +554,7 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
             blocks = [range(2**22 + 1, 2**22 + 3)]
             numel = 3 * 2**31 // c * c
             made.add("unaligned", (numel,), blocks=blocks, shift=shift, about="places")
-        if made.kernel_name.source == "Generator":
+        if made.kernel_name.source == "generator":
             made.add("captured", shape, strides, blocks=[range(2)], captured=True)
             made.add(
                 "captured, far",
@@ -585,12 +582,12 @@ def _rows(made: Cases, largest: int) -> None:
 
 
 def _elements(made: Cases, largest: int) -> None:
-    batched = made.kernel_name.source == "KeyTensor"
+    batched = made.kernel_name.source == "key"
     if made.kernel_name.index_bits == 32:
         made.add("rows", (13, 37), (40, 1), (39, 1))
         for n in range(1, 8):
             made.add(f"{n} unaligned", (n,), shift=(1, 0))
-        if (made.kernel_name.op, made.kernel_name.scale) != ("sample_backward", "Std"):
+        if (made.kernel_name.op, made.kernel_name.scale) != ("sample_backward", "std"):
             made.add("unaligned", (1001,), shift=(0, 1))  # where the scale is read
         made.add("strided", (333,), (3,), (2,))
         made.add("transposed", (13, 17), (1, 13), (1, 14))

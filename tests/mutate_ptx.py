@@ -54,7 +54,7 @@ import numpy as np
 import torch
 from gpu.stand_in import attach
 from gpu_run import Gpu, ptx
-from machine_code import Name
+from machine_code import OF_KEYS, Name
 from mutant_cases import DTYPES, Array, Case, make_cases
 from ptx import Kernel, Module, PTXError
 from ptx.model import Instruction
@@ -486,7 +486,7 @@ class Work:
     """The mutants of one kernel."""
 
     arch: int
-    mangled: str
+    kernel_name: str
     mutants: list[Mutant]
     largest: int = 2**20  # elements of a case
 
@@ -494,21 +494,21 @@ class Work:
         """The verdicts, and how many instructions no case reaches."""
         stand_in = attach()
         stand_in.reset()
-        name = Name.parse(self.mangled)
+        name = Name.parse(self.kernel_name)
         cases = make_cases(Gpu(stand_in, self.arch), name, self.largest)
-        verdicts = judge(self.mutants, Workbench(ptx(self.arch)[self.mangled]), cases)
+        verdicts = judge(self.mutants, Workbench(ptx(self.arch)[self.kernel_name]), cases)
         executed = np.array([case.executed for case in cases]).sum(axis=0)
         return verdicts, int((executed == 0).sum())
 
 
 def kernel_names(arch: int, dtypes: Iterable[str]) -> dict[Name, str]:
-    """The mangled names, by what they mean."""
-    wanted = set(dtypes)
-    return {name: m for m in ptx(arch) if (name := Name.parse(m)).dtype in wanted}
+    """The names of kernels, by what they mean."""
+    wanted, names = set(dtypes), ptx(arch).keys() - set(OF_KEYS)
+    return {name: text for text in names if (name := Name.parse(text)).dtype in wanted}
 
 
-def kernel_of(arch: int, mangled: str) -> Kernel:
-    return Module.parse(ptx(arch)[mangled]).kernels[mangled]
+def kernel_of(arch: int, kernel_name: str) -> Kernel:
+    return Module.parse(ptx(arch)[kernel_name]).kernels[kernel_name]
 
 
 def judge_all(work: list[Work], processes: int) -> tuple[list[Verdict], Counter[str]]:
@@ -620,7 +620,7 @@ HARMLESS = [
         "what is left is only compared with 1 to 4: any bound that the comparison does not reach",
     ),
     Harmless(
-        r" (Generator|NoKey): (mul\.lo|mul\.hi|mad\.lo|div|rem|ld\.param\.u32 %r, \[param_[567])",
+        r" (generator|none): (mul\.lo|mul\.hi|mad\.lo|div|rem|ld\.param\.u32 %r, \[param_[567])",
         "there is one slice: its number is 0, the quotient and what it is multiplied with unused",
     ),
     Harmless(
@@ -634,7 +634,7 @@ HARMLESS = [
     ),
     Harmless(r" Generator: shr\.u32 %r, %r, %r ", "there is one slice: its number is not used"),
     Harmless(
-        r"^width .* KeyTensor: ld\.param\.u64 %rd, \[%rd\+648\] -> ld\.param\.u32",
+        r"^width .* key: ld\.param\.u64 %rd, \[%rd\+648\] -> ld\.param\.u32",
         "the stride of keys, which is beyond 2^32 only where they take 32 GiB",
     ),
     Harmless(
@@ -647,7 +647,7 @@ HARMLESS = [
     ),
     # A divergence
     Harmless(
-        r" kl_divergence LogVar .*: min\.NaN\.xorsign\.abs\.f32 %f, %f, 0f42B40000 -> min\.xorsign",
+        r" kl_divergence log_var .*: min\.NaN\.xorsign\.abs\.f32 %f, %f, 0f42B40000 -> min\.xor",
         "log_var stands beside its exponential: its NaN comes through there",
     ),
     Harmless(
@@ -770,7 +770,9 @@ def main() -> int:
     torch.set_num_threads(1)
     names = kernel_names(options.arch, options.dtypes)
     names = {n: m for n, m in names.items() if set(options.words) <= set(describe(n).split())}
-    mutants = [m for mangled in names.values() for m in Mutator(kernel_of(options.arch, mangled))]
+    mutants = [
+        m for kernel_name in names.values() for m in Mutator(kernel_of(options.arch, kernel_name))
+    ]
     if options.sample:
         chosen = random.Random(options.seed).sample(range(len(mutants)), options.sample)
         mutants = [mutants[i] for i in sorted(chosen)]

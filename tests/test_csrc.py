@@ -10,6 +10,7 @@ import machine_code
 import numpy as np
 import pytest
 import torch
+from gpu_run import ptx
 from ptx import Machine, Memory, Module
 from torch import Tensor
 
@@ -89,9 +90,9 @@ def test_fold_in(program: Path, key_stride: int, data_stride: int) -> None:
         assert list(map(int, got)) == expected, lanes
 
 
-def run_cuda(kernels: Module, name: str, n_out: int, *arguments: int | list[int]) -> list[int]:
-    """What a kernel of keys.cu makes of numbers and arrays of words, after its own output."""
-    (kernel,) = (k for k in kernels.kernels.values() if name in k.name)
+def run_cuda(name: str, n_out: int, *arguments: int | list[int]) -> list[int]:
+    """What a kernel of keys.cuh makes of numbers and arrays of words, after its own output."""
+    kernel = Module.parse(ptx(90)[name]).kernels[name]
     memory = Memory()
     values = []
     for i, argument in enumerate(arguments):
@@ -107,23 +108,20 @@ def run_cuda(kernels: Module, name: str, n_out: int, *arguments: int | list[int]
 
 
 @pytest.mark.skipif(not machine_code.has_nvcc(), reason="needs nvcc")
-def test_cuda(tmp_path: Path) -> None:
-    source = machine_code.ROOT / "csrc" / "cuda" / "keys.cu"
-    machine_code.nvcc("-ptx", "-arch=compute_90", source, "-o", tmp_path / "keys.ptx")
-    kernels = Module.parse((tmp_path / "keys.ptx").read_text())
+def test_cuda() -> None:
     words = [w for key in KEYS for w in key]
     for first in (0, EDGE):
         for n, count in ((1, 300), (3, 70)):
-            got = run_cuda(kernels, "child_keys", n * count, words, n, first, n * count)
+            got = run_cuda("child_keys", n * count, words, n, first, n * count)
             children = [child(k, (first + j) % 2**64) for j in range(count) for k in KEYS[:n]]
             assert got == [w for key in children for w in key]
     data = [EDGE, 2**63, 0, 9]
     folded = [child(k, d) for k, d in zip(KEYS, data, strict=True)]
-    got = run_cuda(kernels, "fold_in", 4, words, 2, data, 1, 4)
+    got = run_cuda("fold_in", 4, words, 2, data, 1, 4)
     assert got == [w for key in folded for w in key]
-    got = run_cuda(kernels, "fold_in", 2, words, 4, data, 2, 2)
+    got = run_cuda("fold_in", 2, words, 4, data, 2, 2)
     assert got == [w for key in [*folded[:1], child(KEYS[2], 0)] for w in key]
-    got = run_cuda(kernels, "fold_in", 4, words[2:4], 0, data, 1, 4)
+    got = run_cuda("fold_in", 4, words[2:4], 0, data, 1, 4)
     assert got == [w for d in data for w in child(KEYS[1], d)]
-    got = run_cuda(kernels, "fold_in", 4, words, 2, data[1:2], 0, 4)
+    got = run_cuda("fold_in", 4, words, 2, data[1:2], 0, 4)
     assert got == [w for k in KEYS for w in child(k, 2**63)]

@@ -16,8 +16,9 @@ import pytest
 import torch
 from digest import extremes
 from gpu.stand_in import StandIn
-from gpu_run import BLOCK, FEW_BLOCKS, Gpu, Result, WholeGrid, Window
+from gpu_run import BLOCK, FEW_BLOCKS, Gpu, Result, WholeGrid, Window, ptx
 from helpers import (
+    DTYPES,
     NOISY_OPS,
     OPS,
     READING_OPS,
@@ -36,7 +37,7 @@ from reparam_fused import _extensions, _ops
 
 pytestmark = needs_kernels
 needs_cuda_extension = pytest.mark.skipif(
-    _extensions.cuda is None,
+    not _extensions.has_cuda,
     reason=f"the CUDA extension is not built: {_extensions.cuda_missing_reason}",
 )
 
@@ -47,7 +48,7 @@ PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torc
 
 
 def on(stand_in: StandIn, arch: int) -> Gpu:
-    if _extensions.cuda is None:
+    if not _extensions.has_cuda:
         pytest.skip(f"not on the CUDA extension: {_extensions.cuda_missing_reason}")
     if not machine_code.has_nvcc():
         pytest.skip("no nvcc to compile the CUDA kernels with")
@@ -224,7 +225,7 @@ def test_std(each_gpu: Gpu, op: str, dtype: torch.dtype) -> None:
     for kernel, a, b, key in cases:
         arguments = (a, b if op == "sample" else None, key, "std")
         result = each_gpu.run(op, *arguments)
-        assert (result.name.form, result.name.scale) == (kernel, "Std")
+        assert (result.name.form, result.name.scale) == (kernel, "std")
         assert_as_on_the_cpu(result, op, *arguments)
 
 
@@ -454,8 +455,17 @@ def test_fake_cuda_tensors_trace(with_key: bool, dtype: torch.dtype) -> None:
         assert z.requires_grad
 
 
-def test_ptx_is_what_the_build_compiles() -> None:
-    """The interpreter's sources are the build's: every .cu file of csrc/cuda. (test_csrc.py has
-    the keys.)"""
-    built = {path.stem for path in (machine_code.ROOT / "csrc" / "cuda").glob("*.cu")}
-    assert built == {*OPS, "keys"}
+@pytest.mark.skipif(not machine_code.has_nvcc(), reason="no nvcc to compile the CUDA kernels with")
+def test_every_kernel_has_its_name() -> None:
+    """Each op of each form, of each dtype, with each source of noise, however the elements lie."""
+    forms = ("_log_var", "_std")
+    computed = [f"sample{form}_{{}}_{source}" for form in forms for source in ("key", "generator")]
+    computed += [f"sample_backward{form}_{{}}_key" for form in forms]
+    computed += ["noise_{}_key", "kl_divergence_{}", "kl_divergence_backward_{}"]
+    expected = {
+        f"{name}_{kind}".format(str(dtype).removeprefix("torch."))
+        for name in computed
+        for dtype in DTYPES
+        for kind in ("whole", "rows32", "rows64", "elements32", "elements64")
+    }
+    assert ptx(MAIN).keys() == expected | set(machine_code.OF_KEYS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import doctest
 import importlib
 import os
@@ -12,10 +11,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from helpers import needs_kernels
 
 import reparam_fused
 from reparam_fused import _extensions
@@ -25,10 +24,11 @@ SOURCES = ("csrc", "reparam_fused", "setup.py", "pyproject.toml", "README.md", "
 
 
 def copy_sources(to: Path) -> Path:
+    to.mkdir()
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            built = shutil.ignore_patterns("*.so", "__pycache__", "*_missing.txt")
+            built = shutil.ignore_patterns("*.so", "*.fatbin", "__pycache__")
             shutil.copytree(source, to / name, ignore=built)
         else:
             shutil.copy(source, to / name)
@@ -74,109 +74,101 @@ print(z.view(torch.int32).tolist())
 """
 
 
-@pytest.mark.parametrize("compiler", ["missing", "broken"])
-def test_install_without_a_working_compiler(tmp_path: Path, compiler: str) -> None:
-    """It still installs, works, and says once what is missing and how to get it."""
-    source = copy_sources(tmp_path)
-    broken = tmp_path / "bin" / "c++"
-    broken.parent.mkdir()
-    if compiler == "broken":
-        broken.write_text("#!/bin/sh\nexit 1\n")
-        broken.chmod(0o755)
-    path = path_without_compilers(broken.parent)
-    target = tmp_path / "site"
-    result = run(
-        sys.executable, "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps",
+def install(source: Path, target: Path, folder: Path, **environment: str) -> str:
+    """What pip says of an install of these sources without the machine's compilers."""
+    folder.mkdir()
+    done = run(
+        sys.executable, "-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps",
         "--target", str(target), str(source),
-        cwd=tmp_path, PATH=path, CXX=str(broken), CUDA_HOME=str(tmp_path),
-        REPARAM_FUSED_REQUIRE_EXT="", FORCE_CUDA="",
+        cwd=source, PATH=path_without_compilers(folder),
+        **{"CUDA_HOME": str(folder), "REPARAM_FUSED_REQUIRE_EXT": "", "FORCE_CUDA": ""}
+        | environment,
     )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert not list(target.rglob("*.so"))
+    return f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_install_without_a_compiler(tmp_path: Path) -> None:
+    """It still installs, works, and says once what is missing and how to get it."""
+    source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
+    said = install(source, target, tmp_path / "bin", CXX="none")
+    assert said.startswith("0\n"), said
+    assert "the libraries of reparam_fused were left out: no C++ compiler was found" in said
+    assert "the CUDA kernels of reparam_fused were left out: no nvcc was found" in said
+    assert not [*target.rglob("*.so"), *target.rglob("*.fatbin")]
     used = run(sys.executable, "-c", USE_IT, cwd=tmp_path / "bin", PYTHONPATH=str(target))
     assert used.returncode == 0, used.stderr
     count, warning, backend, cuda, bits = used.stdout.splitlines()
     assert count == "1"
-    assert "C++ extension is missing" in warning
+    assert "the C++ library is missing (where it was installed, no C++ compiler was" in warning
     assert "install a C++17 compiler" in warning
-    assert backend.startswith("missing (")
-    reason = "no nvcc was found" if torch.version.cuda else "torch is a build without CUDA"
-    assert cuda.startswith(f"missing ({reason}")
+    assert backend.startswith("missing (where it was installed, no C++ compiler was found)")
+    assert cuda.startswith("missing (the C++ library is missing: where it was installed, no C++")
     zero = torch.zeros(9)
     z = reparam_fused.fused_reparameterize(zero, zero, key=reparam_fused.key(42))
     assert bits == str(z.view(torch.int32).tolist())
 
 
+def test_a_compiler_that_fails_fails_the_install(tmp_path: Path) -> None:
+    """In its own words, and nothing is left of it."""
+    source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
+    compiler = script(
+        tmp_path / "c++",
+        'case "$1" in -*version) echo "c++ (GCC) 12.2.0"; exit;; esac\n'
+        'echo "no space for $0" >&2; exit 1',
+    )
+    said = install(source, target, tmp_path / "bin", CXX=str(compiler))
+    assert not said.startswith("0\n"), said
+    assert f"no space for {compiler}" in said
+    assert not target.exists()
+
+
+@needs_kernels
+def test_an_nvcc_that_fails_fails_the_install(tmp_path: Path) -> None:
+    """It is asked for what it lists of our architectures, with PTX of the oldest of them."""
+    source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
+    script(
+        tmp_path / "cuda" / "bin" / "nvcc",
+        'case "$1" in --list-gpu-arch) echo compute_75; echo compute_89; echo compute_90;;'
+        ' *) echo "cannot compile $*"; exit 1;; esac',
+    )
+    said = install(source, target, tmp_path / "bin", CXX="none", CUDA_HOME=str(tmp_path / "cuda"))
+    assert not said.startswith("0\n"), said
+    (command,) = re.findall(r"^ *cannot compile (.*)$", said, re.M)
+    assert re.findall(r"arch=\S+", command) == [
+        "arch=compute_89,code=sm_89",
+        "arch=compute_90,code=sm_90",
+        "arch=compute_89,code=compute_89",
+    ]
+    assert not target.exists()
+
+
 @pytest.mark.parametrize("switch", ["FORCE_CUDA", "REPARAM_FUSED_REQUIRE_EXT"])
 def test_what_must_be_built_or_fail(tmp_path: Path, switch: str) -> None:
     """FORCE_CUDA=1 asks for a toolkit, REPARAM_FUSED_REQUIRE_EXT=1 for a compiler."""
-    source = copy_sources(tmp_path)
-    (tmp_path / "bin").mkdir()
-    result = run(
-        sys.executable, "setup.py", "-q", "build_ext",
-        cwd=source, PATH=path_without_compilers(tmp_path / "bin"), CUDA_HOME=str(tmp_path),
-        **{"FORCE_CUDA": "", "REPARAM_FUSED_REQUIRE_EXT": "", "CXX": "/none", switch: "1"},
-    )  # fmt: skip
-    assert result.returncode != 0
-    name = {"FORCE_CUDA": "_cuda", "REPARAM_FUSED_REQUIRE_EXT": "_C"}[switch]
-    assert f"reparam_fused.{name} cannot be built: " in result.stderr
-    left_out = "reparam_fused: reparam_fused._cuda was left out: "
-    assert (left_out in result.stderr) == (switch != "FORCE_CUDA")
-
-
-def test_a_toolkit_of_another_release_is_left_out(tmp_path: Path) -> None:
-    if torch.version.cuda is None:
-        pytest.skip("torch is a build without CUDA")
-    source = copy_sources(tmp_path)
-    (tmp_path / "bin").mkdir()
-    nvcc = tmp_path / "bin" / "nvcc"
-    nvcc.write_text("#!/bin/sh\necho 'release 11.8, V11.8.89'\necho '#$ TOP=/x' >&2\n")
-    nvcc.chmod(0o755)
-    result = run(
-        sys.executable, "setup.py", "-q", "build_ext",
-        cwd=source, CUDA_HOME=str(tmp_path), FORCE_CUDA="1",
-    )  # fmt: skip
-    assert result.returncode != 0
-    expected = f"nvcc is release 11.8, but torch is built for CUDA {torch.version.cuda}"
-    assert expected in result.stderr
-
-
-# nvcc --list-gpu-arch of CUDA 12.6, 12.8 and 13.0
-LISTED = {
-    "8.0;8.6;8.9;9.0+PTX": "50 52 53 60 61 62 70 72 75 80 86 87 89 90",
-    "8.0;8.6;8.9;9.0;10.0+PTX;12.0+PTX": "50 52 53 60 61 62 70 72 75 80 86 87 89 90 100 101 120",
-    "9.0;10.0+PTX": "75 80 86 87 88 89 90 100 110 103 120 121",
-}
-
-
-def test_a_toolkit_builds_what_it_lists() -> None:
-    """With PTX for the newest architecture that it knows."""
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    names = ("ARCHS", "known_archs")
-    wanted = [
-        node
-        for node in tree.body
-        if (isinstance(node, ast.FunctionDef) and node.name in names)
-        or (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names)
-    ]
-    scope: dict[str, Any] = {}
-    exec(compile(ast.Module(wanted, []), "setup.py", "exec"), scope)
-    for expected, numbers in LISTED.items():
-        listed = "".join(f"compute_{number}\n" for number in numbers.split())
-        archs = "9.0;10.0" if expected.startswith("9.0") else scope["ARCHS"]
-        assert scope["known_archs"](archs, listed) == expected
+    source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
+    said = install(source, target, tmp_path / "bin", CXX="none", **{switch: "1"})
+    assert not said.startswith("0\n"), said
+    name = {"FORCE_CUDA": "CUDA kernels", "REPARAM_FUSED_REQUIRE_EXT": "libraries"}[switch]
+    assert f"the {name} of reparam_fused cannot be built: no " in said
 
 
 def test_backends_names_the_isa() -> None:
     cpu = reparam_fused.backends()["cpu"]
-    if _extensions.cpu is None:
+    if _extensions.library is None:
         assert cpu.startswith("missing (")
     else:
-        assert cpu in {f"C++ kernels, {isa}" for isa in ("scalar", "avx2", "avx512")}
+        assert cpu in {f"C++ kernels, {isa}" for isa in ("scalar", "avx2", "avx512", "neon")}
 
 
 def modules() -> list[str]:
-    compiled = ("_C", "_cuda", "__main__")
+    compiled = ("_C", "libreparam_fused", "__main__")
     names = [m.name for m in pkgutil.iter_modules(reparam_fused.__path__) if m.name not in compiled]
     return ["reparam_fused", *(f"reparam_fused.{name}" for name in names)]
 

@@ -21,7 +21,7 @@ from reparam_fused import _extensions
 pytestmark = [
     needs_kernels,
     pytest.mark.slow,
-    pytest.mark.skipif(_extensions.cuda is None, reason="the CUDA extension is not built"),
+    pytest.mark.skipif(not _extensions.has_cuda, reason="the CUDA extension is not built"),
     pytest.mark.skipif(not machine_code.has_nvcc(), reason="no nvcc to compile the kernels with"),
 ]
 
@@ -29,9 +29,9 @@ ARCH = 90
 SEED = 20
 # Each kernel costs a second or two for its cases, whatever the number of its mutants.
 SAMPLED = [
-    Name("rows", "sample", "Std", "float32", 32, "KeyTensor"),
-    Name("elements", "sample_backward", "LogVar", "bfloat16", 64, "KeyTensor"),
-    Name("whole", "sample", "LogVar", "bfloat16", 64, "Generator"),
+    Name("rows", "sample", "std", "float32", 32, "key"),
+    Name("elements", "sample_backward", "log_var", "bfloat16", 64, "key"),
+    Name("whole", "sample", "log_var", "bfloat16", 64, "generator"),
 ]
 PER_KERNEL = 40
 
@@ -66,7 +66,7 @@ def _operands(kernel: Kernel, instruction: Instruction) -> list[str | list[int] 
 def test_a_mutant_is_what_reading_its_text_gives() -> None:
     """Only the changed instruction is read: the kernel is that of the whole text, changed."""
     names = mutate_ptx.kernel_names(ARCH, ["float16"])
-    name = Name("rows", "sample", "LogVar", "float16", 64, "KeyTensor")
+    name = Name("rows", "sample", "log_var", "float16", 64, "key")
     bench = Workbench(ptx(ARCH)[names[name]])
     mutants = list(Mutator(bench.kernel))
     for mutant in random.Random(SEED).sample(mutants, 20):

@@ -67,7 +67,7 @@ def main() -> None:
     built = {
         (k.name.op, k.name.dtype): k.code.slots_per_element(k.name.dtype)
         for k in machine_code.all_kernels((arch,))[arch]
-        if (k.name.form, k.name.scale) == ("whole", "LogVar") and k.name.source != "Generator"
+        if (k.name.form, k.name.scale) == ("whole", "log_var") and k.name.source != "generator"
     }
     print(f"instructions an element on sm_{arch}")
     print(f"{'op':24}{'dtype':10}{'csrc/cuda':>10}{'triton':>10}{'tl.randn':>10}")

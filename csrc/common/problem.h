@@ -6,7 +6,7 @@ namespace reparam_fused {
 
 enum DType { kFloat, kDouble, kHalf, kBFloat16, kDTypes };
 
-enum Op { kSample, kSampleBackward, kNoise, kKlDivergence, kKlDivergenceBackward };
+enum Op { kSample, kSampleBackward, kNoise, kKlDivergence, kKlDivergenceBackward, kOps };
 
 // What the scale is given as: the place of its form in the list of reparam.h.
 using Form = int;

@@ -2,7 +2,7 @@
 
 #include "../common/kl_divergence.h"
 #include "../common/reparam.h"
-#include "launch.h"
+#include "arguments.h"
 #include "thread.h"
 
 // Three kernels, by how the elements lie:
@@ -14,13 +14,8 @@
 
 namespace reparam_fused {
 
-constexpr int kBlock = 128;
-// Keeps enough bytes in flight for the memory, and shares the key schedule: with
-// two vectors a thread an element takes 2 to 3 more instructions.
-constexpr int kVectorsPerThread = 4;
-
 template <class T>
-constexpr int kPerVector = 16 / static_cast<int>(sizeof(T));
+constexpr int kPerVector = kVectorBytes / static_cast<int>(sizeof(T));
 template <class T>
 constexpr int kPerCounter = Element<Thread, T>::kPerCounter;
 template <class T>
@@ -30,119 +25,72 @@ struct Key {
   uint64_t seed, offset;
 };
 
-// Where a key comes from. A kernel is compiled for either: to choose in the kernel
-// would cost an element 2 instructions.
-struct KeyTensor {
-  static constexpr bool kWholeTensor = false;
-  const uint64_t* keys;
-  uint64_t first_counter = 0;
-
-  KeyTensor from(uint64_t counter) const { return {keys, counter}; }
-  __device__ __forceinline__ Key read(int64_t at) const {
-    return {__ldg(keys + at), __ldg(keys + at + 1) + first_counter};
+// Of an element whose place in the tensor of keys is `at`
+__device__ __forceinline__ Key read(const KeyTensor& source, int64_t at) {
+  return {__ldg(source.keys + at), __ldg(source.keys + at + 1) + source.first_counter};
+}
+__device__ __forceinline__ Key read(const Generator& source, int64_t) {
+  Key key{source.seed, source.offset};
+  if (source.captured_seed != nullptr) {
+    key.seed = static_cast<uint64_t>(*source.captured_seed);
+    key.offset += static_cast<uint64_t>(*source.captured_offset);
   }
-};
-
-struct Generator {
-  // One segment, whose noise begins at index 0
-  static constexpr bool kWholeTensor = true;
-  GeneratorState state;
-
-  Generator from(uint64_t) const { return *this; }
-  __device__ __forceinline__ Key read(int64_t) const {
-    Key key{state.seed, state.offset};
-    if (state.captured_seed != nullptr) {
-      key.seed = static_cast<uint64_t>(*state.captured_seed);
-      key.offset += static_cast<uint64_t>(*state.captured_offset);
-    }
-    // A domain of its own, or the first draw after manual_seed(s) would be that of key(s)
-    key.offset = key.offset / 4 + (uint64_t{1} << 63);
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-      state.key_out[0] = key.seed;
-      state.key_out[1] = key.offset;
-    }
-    return key;
+  // A domain of its own, or the first draw after manual_seed(s) would be that of key(s)
+  key.offset = key.offset / 4 + (uint64_t{1} << 63);
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    source.key_out[0] = key.seed;
+    source.key_out[1] = key.offset;
   }
-};
+  return key;
+}
+// The compiler leaves out the normals, of which an op without noise makes no use.
+__device__ __forceinline__ Key read(const NoKey&, int64_t) { return {}; }
 
-// For an op without noise, whose unused normals the compiler leaves out.
-struct NoKey {
-  static constexpr bool kWholeTensor = true;
-  NoKey from(uint64_t) const { return {}; }
-  __device__ __forceinline__ Key read(int64_t) const { return {}; }
-};
-
-// Division by a number known at launch. In 32 bits it is a multiplication
-// (Granlund and Montgomery, Division by invariant integers using multiplication,
-// 1994), right for dividends below 2^31.
-template <class Index>
-struct Divisor;
-
+// Whether the whole tensor is one segment, whose noise begins at index 0
+template <class Source>
+constexpr bool kWholeTensor = true;
 template <>
-struct Divisor<uint32_t> {
-  uint32_t divisor, multiplier, shift;
+constexpr bool kWholeTensor<KeyTensor> = false;
 
-  Divisor() = default;
-  explicit Divisor(uint32_t d) : divisor(d), shift(0) {
-    while ((1u << shift) < d) ++shift;
-    multiplier = static_cast<uint32_t>((((uint64_t{1} << shift) - d) << 32) / d + 1);
-  }
-  __device__ __forceinline__ uint32_t divide(uint32_t n, uint32_t& remainder) const {
-    const uint32_t quotient = (__umulhi(n, multiplier) + n) >> shift;
-    remainder = n - quotient * divisor;
-    return quotient;
-  }
-};
-
-template <>
-struct Divisor<uint64_t> {
-  uint64_t divisor;
-
-  Divisor() = default;
-  explicit Divisor(uint64_t d) : divisor(d) {}
-  __device__ __forceinline__ uint64_t divide(uint64_t n, uint64_t& remainder) const {
-    const uint64_t quotient = n / divisor;
-    remainder = n - quotient * divisor;
-    return quotient;
-  }
-};
+__device__ __forceinline__ uint32_t divide(uint32_t n, const Divisor<uint32_t>& by,
+                                           uint32_t& remainder) {
+  const uint32_t quotient = (__umulhi(n, by.multiplier) + n) >> by.shift;
+  remainder = n - quotient * by.divisor;
+  return quotient;
+}
+__device__ __forceinline__ uint64_t divide(uint64_t n, const Divisor<uint64_t>& by,
+                                           uint64_t& remainder) {
+  const uint64_t quotient = n / by.divisor;
+  remainder = n - quotient * by.divisor;
+  return quotient;
+}
 
 struct Place {
   int64_t x, scale, out, index, key;
 };
 
-// From the logical index of an element to its places, its noise index and its key; or
-// of a vector, where sizes and strides count vectors, and counters. Innermost
-// dimension first.
 template <class Index>
-struct Layout {
-  int ndim;
-  Divisor<Index> sizes[kMaxDims];
-  int64_t x_strides[kMaxDims], scale_strides[kMaxDims], out_strides[kMaxDims];
-  int64_t index_strides[kMaxDims], key_strides[kMaxDims];
-  int64_t first_index;
+__device__ __forceinline__ void step(const Layout<Index>& layout, Place& place, int d,
+                                     int64_t along) {
+  place.x += along * layout.x_strides[d];
+  place.scale += along * layout.scale_strides[d];
+  place.out += along * layout.out_strides[d];
+  place.index += along * layout.index_strides[d];
+  place.key += along * layout.key_strides[d];
+}
 
-  __device__ __forceinline__ Place place(Index index) const {
-    Place place{0, 0, 0, first_index, 0};
+template <class Index>
+__device__ __forceinline__ Place place_of(const Layout<Index>& layout, Index index) {
+  Place place{0, 0, 0, layout.first_index, 0};
 #pragma unroll 1
-    for (int d = 0; d + 1 < ndim; ++d) {
-      Index along;
-      index = sizes[d].divide(index, along);
-      step(place, d, along);
-    }
-    step(place, ndim - 1, index);
-    return place;
+  for (int d = 0; d + 1 < layout.ndim; ++d) {
+    Index along;
+    index = divide(index, layout.sizes[d], along);
+    step(layout, place, d, along);
   }
-
- private:
-  __device__ __forceinline__ void step(Place& place, int d, int64_t along) const {
-    place.x += along * x_strides[d];
-    place.scale += along * scale_strides[d];
-    place.out += along * out_strides[d];
-    place.index += along * index_strides[d];
-    place.key += along * key_strides[d];
-  }
-};
+  step(layout, place, layout.ndim - 1, index);
+  return place;
+}
 
 // A vector of an operand, of an op that has any.
 template <class Op>
@@ -179,14 +127,14 @@ __device__ __forceinline__ uint4 compute_vector(uint4 x_in, uint4 scale_in, uint
 template <class Op, class T, class Where>
 __device__ __forceinline__ void compute_counter(const T* x, const T* scale, T* out,
                                                 uint64_t counter, uint64_t seed, int from, int to,
-                                                Where place_of) {
+                                                Where where) {
   using R = typename Element<Thread, T>::Register;
   R x_in[kPerCounter<T>] = {}, scale_in[kPerCounter<T>] = {}, eps[kPerCounter<T>];
   int64_t places[kPerCounter<T>] = {};
 #pragma unroll
   for (int j = 0; j < kPerCounter<T>; ++j) {
     if (j >= from && j < to) {
-      const Place at = place_of(j);
+      const Place at = where(j);
       if constexpr (Op::kReads) {
         x_in[j] = Thread::load(x + at.x);
         scale_in[j] = Thread::load(scale + at.scale);
@@ -205,11 +153,11 @@ __device__ __forceinline__ void compute_counter(const T* x, const T* scale, T* o
 
 // Indices are 64-bit: on sm_90 32-bit ones save 0.1 instructions an element.
 template <class Op, class T, class Source>
-__global__ void __launch_bounds__(kBlock)
-    whole_kernel(const T* __restrict__ x, const T* __restrict__ scale, T* __restrict__ out,
-                 int64_t numel, uint32_t full_blocks, Source source) {
+__device__ __forceinline__ void whole(const T* __restrict__ x, const T* __restrict__ scale,
+                                      T* __restrict__ out, int64_t numel, uint32_t full_blocks,
+                                      const Source& source) {
   constexpr int64_t kVectors = kBlock * kVectorsPerThread;
-  const Key key = source.read(0);
+  const Key key = read(source, 0);
   const auto* x_vectors = reinterpret_cast<const uint4*>(x);
   const auto* scale_vectors = reinterpret_cast<const uint4*>(scale);
   auto* out_vectors = reinterpret_cast<uint4*>(out);
@@ -251,13 +199,13 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class Op, class T, class Index, class Source>
-__global__ void __launch_bounds__(kBlock)
-    rows_kernel(const T* __restrict__ x, const T* __restrict__ scale, T* __restrict__ out,
-                Index vectors, Layout<Index> layout, Source source) {
+__device__ __forceinline__ void rows(const T* __restrict__ x, const T* __restrict__ scale,
+                                     T* __restrict__ out, Index vectors,
+                                     const Layout<Index>& layout, const Source& source) {
   const Index v = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
   if (v >= vectors) return;
-  const Place at = layout.place(v);
-  const Key key = source.read(at.key);
+  const Place at = place_of(layout, v);
+  const Key key = read(source, at.key);
   reinterpret_cast<uint4*>(out)[at.out] =
       compute_vector<Op, T>(load_vector<Op>(reinterpret_cast<const uint4*>(x) + at.x),
                             load_vector<Op>(reinterpret_cast<const uint4*>(scale) + at.scale),
@@ -267,19 +215,20 @@ __global__ void __launch_bounds__(kBlock)
 // A thread takes the lanes of one counter that fall into one segment, of which the
 // first may begin within a counter.
 template <class Op, class T, class Index, class Source>
-__global__ void __launch_bounds__(kBlock)
-    elements_kernel(const T* __restrict__ x, const T* __restrict__ scale, T* __restrict__ out,
-                    Index counters, Layout<Index> layout, Index segment_numel,
-                    Divisor<Index> segment_counters, Source source) {
+__device__ __forceinline__ void elements(const T* __restrict__ x, const T* __restrict__ scale,
+                                         T* __restrict__ out, Index counters,
+                                         const Layout<Index>& layout, Index segment_numel,
+                                         const Divisor<Index>& segment_counters,
+                                         const Source& source) {
   const Index c = static_cast<Index>(blockIdx.x) * kBlock + threadIdx.x;
   if (c >= counters) return;
   Index in_segment = c, first = 0;
   Place start{};
-  if constexpr (!Source::kWholeTensor) {
-    first = segment_counters.divide(c, in_segment) * segment_numel;
-    start = layout.place(first);
+  if constexpr (!kWholeTensor<Source>) {
+    first = divide(c, segment_counters, in_segment) * segment_numel;
+    start = place_of(layout, first);
   }
-  const Key key = source.read(start.key);
+  const Key key = read(source, start.key);
   const int skipped = static_cast<int>(start.index % kPerCounter<T>);
   const int64_t lane_0 = static_cast<int64_t>(in_segment) * kPerCounter<T> - skipped;
   const int64_t left = static_cast<int64_t>(segment_numel) - lane_0;
@@ -287,7 +236,7 @@ __global__ void __launch_bounds__(kBlock)
       x, scale, out, key.offset + start.index / kPerCounter<T> + in_segment, key.seed,
       in_segment == 0 ? skipped : 0,
       left < kPerCounter<T> ? static_cast<int>(left) : kPerCounter<T>,
-      [&](int j) { return layout.place(first + static_cast<Index>(lane_0 + j)); });
+      [&](int j) { return place_of(layout, first + static_cast<Index>(lane_0 + j)); });
 }
 
 }  // namespace reparam_fused

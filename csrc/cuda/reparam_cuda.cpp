@@ -7,45 +7,38 @@
 namespace reparam_fused {
 namespace {
 
+// An op whose first argument is on a device that these kernels do not serve is its overload's in
+// Python, which takes the same arguments off the stack.
+template <Boxed boxed>
+const char* name_of = nullptr;
+template <Boxed boxed>
+void run_where_served(StableIValue* stack, uint64_t n_arguments, uint64_t n_results) {
+  int32_t device;
+  check(aoti_torch_get_device_index(abi::to<AtenTensorHandle>(stack[0]), &device));
+  if (cuda_refusal(device) == nullptr) return boxed(stack, n_arguments, n_results);
+  check(torch_call_dispatcher(name_of<boxed>, "python", stack, TORCH_ABI_VERSION));
+}
+
 // Its device and its stream are the current ones. Made before anything is allocated.
-class Cuda {
- public:
-  explicit Cuda(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {
-    check_binary(device_);
-  }
+struct Cuda {
+  explicit Cuda(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {}
 
-  // Where the operands have more dimensions than a kernel takes, in row-major order
-  Tensor run(Op op, Call&& call, const GeneratorState* generator = nullptr) const {
-    call.allocate();
-    if (call.numel() == 0) return call.take_out();
-    if (call.problem().ndim <= kMaxDims) {
-      enqueue(op, call, generator);
-      return call.take_out();
+  Tensor run(Op op, Call&& call, const Generator* generator = nullptr) const {
+    if (call.numel() > 0) {
+      launch_on_cuda(op, call.dtype(), call.problem(), generator, device_, stream());
     }
-    const Shape shape = View(call.out().get()).shape;
-    if (call.operands()) {
-      const Owned x = copy(call.operands()->first, shape);
-      const Owned scale = copy(call.operands()->second, shape);
-      Call dense(View(x.get()), View(scale.get()), call.key(), call.options());
-      dense.allocate();
-      if (dense.problem().ndim <= kMaxDims) {
-        enqueue(op, dense, generator);
-        check(aoti_torch_copy_(call.out().get(), dense.out().get(), 0));
-        return call.take_out();
-      }
-    }
-    refuse("a block or a batch of keys in more than ", kMaxDims, " dimensions");
+    return call.take_out();
   }
-
-  void derive(const Derivation& d) const { reparam_fused::enqueue(d, stream()); }
+  template <Boxed boxed>
+  static void add(abi::StableLibrary& m, const char* name) {
+    name_of<boxed> = name;
+    m.impl(name, &run_where_served<boxed>);
+  }
+  void derive(const Derivation& d) const { launch_on_cuda(d, device_, stream()); }
 
  private:
-  void enqueue(Op op, const Call& call, const GeneratorState* generator) const {
-    reparam_fused::enqueue(op, call.dtype(), call.problem(), generator, stream());
-  }
-  cudaStream_t stream() const {
-    const auto stream = torch::stable::accelerator::getCurrentStream(device_);
-    return static_cast<cudaStream_t>(stream.nativeHandle());
+  CudaStream stream() const {
+    return torch::stable::accelerator::getCurrentStream(device_).nativeHandle();
   }
 
   int32_t device_;
@@ -73,9 +66,9 @@ std::tuple<Tensor, Tensor> sample_at(const Tensor& mu, const Tensor& scale, int6
     refuse("expected captured_seed and captured_offset, or neither");
   }
   const Tensor key(empty_key(mu).release());
-  const GeneratorState generator{static_cast<uint64_t>(seed), static_cast<uint64_t>(offset),
-                                 captured(captured_seed, mu), captured(captured_offset, mu),
-                                 static_cast<uint64_t*>(key.mutable_data_ptr())};
+  const Generator generator{static_cast<uint64_t>(seed), static_cast<uint64_t>(offset),
+                            captured(captured_seed, mu), captured(captured_offset, mu),
+                            static_cast<uint64_t*>(key.mutable_data_ptr())};
   return {device.run(kSample, Call(mu, scale, std::nullopt, {form_of(form)}), &generator), key};
 }
 
@@ -83,7 +76,7 @@ std::tuple<Tensor, Tensor> sample_at(const Tensor& mu, const Tensor& scale, int6
 
 STABLE_TORCH_LIBRARY_IMPL(reparam_fused, CUDA, m) {
   Ops<Cuda>::add_to(m);
-  m.impl("sample_at", TORCH_BOX(&sample_at));
+  Cuda::add<TORCH_BOX(&sample_at)>(m, "reparam_fused::sample_at");
 }
 
 }  // namespace reparam_fused

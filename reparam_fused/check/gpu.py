@@ -29,7 +29,7 @@ def _step(mu: Tensor, log_var: Tensor, key: Tensor) -> Tensor:
 
 def graph(device: torch.device, warm_ups: int) -> str:
     """A captured step draws in each replay what an eager one draws from the same state."""
-    if not warm_ups and _extensions.cuda is None:
+    if not warm_ups and not _extensions.serves_cuda(device):
         raise Skip("Triton compiles at its first call, which has to come before a capture")
     operands = _operands(device)
     # A stream of this device: torch.cuda.graph's own is that of its first caller.
@@ -114,8 +114,8 @@ def peak_memory(device: torch.device) -> str:
 
 
 def triton(device: torch.device) -> str:
-    """The Triton kernels, where the CUDA extension is what the other rows have checked."""
-    if not _extensions.has_triton or _extensions.cuda is None:
+    """The Triton kernels, where the CUDA kernels are what the other rows have checked."""
+    if not _extensions.has_triton or not _extensions.serves_cuda(device):
         raise Skip("there are no kernels but those that the other rows have checked")
     from reparam_fused import triton_kernels
 

@@ -99,8 +99,8 @@ class Skip(Exception):
 
 def need_kernels(device: torch.device, free_bytes: int = 0) -> None:
     """Skip what reference.py does not promise where that is what runs, or memory is short."""
-    gpu_kernels = _extensions.cuda or _extensions.has_triton
-    if not (gpu_kernels if device.type == "cuda" else _extensions.cpu):
+    gpu_kernels = _extensions.has_cuda or _extensions.has_triton
+    if not (gpu_kernels if device.type == "cuda" else _extensions.library):
         raise Skip(f"no kernels: {backends()[device.type]}")
     if device.type == "cuda":
         torch.cuda.empty_cache()

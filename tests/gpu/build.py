@@ -67,7 +67,7 @@ def _unknown(torch: Path, built: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def build() -> Path:
+def build(old_driver: bool) -> Path:
     """The folder of libcudart and libcuda."""
     torch, toolkit = _torch_folder(), _toolkit()
     try:
@@ -75,18 +75,20 @@ def build() -> Path:
     except PackageNotFoundError:
         raise Unavailable("torch does not say its version") from None
     text = b"".join((HERE / name).read_bytes() for name in SOURCES)
-    digest = hashlib.sha256(text + f"{release} {torch} {toolkit}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(
+        text + f"{release} {torch} {toolkit} {old_driver}".encode()
+    ).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"reparam_fused-stand-in-{os.getuid()}-{digest}"
     if folder.is_dir():
         return folder
     with tempfile.TemporaryDirectory() as made:
-        _compile(torch, toolkit, Path(made))
+        _compile(torch, toolkit, Path(made), old_driver)
         with contextlib.suppress(FileExistsError):  # another process was as fast
             shutil.copytree(made, folder)
     return folder
 
 
-def _compile(torch: Path, toolkit: Path, folder: Path) -> None:
+def _compile(torch: Path, toolkit: Path, folder: Path, old_driver: bool) -> None:
     def gcc(*arguments: str | Path) -> None:
         command = ["g++", "-std=c++17", "-O1", "-fPIC", f"-I{toolkit / 'include'}"]
         done = subprocess.run(
@@ -98,7 +100,7 @@ def _compile(torch: Path, toolkit: Path, folder: Path) -> None:
     driver = folder / "libcuda.so.1"
     gcc(
         "-shared", "-Wl,-soname,libcuda.so.1", "-o", driver,
-        HERE / "device.cpp", HERE / "driver.cpp", "-ldl",
+        HERE / "device.cpp", HERE / "driver.cpp", "-ldl", *(["-DOLD_DRIVER"] if old_driver else []),
     )  # fmt: skip
     runtime = sorted((torch.parent / "nvidia").glob("*/lib/libcudart.so.*"))
     if not runtime:

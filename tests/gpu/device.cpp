@@ -266,6 +266,7 @@ const char* message(Status status) {
       {kInvalidConfiguration, "invalid configuration argument"},
       {kInvalidDevice, "invalid device ordinal"},
       {kInvalidContext, "invalid device context"},
+      {kUnsupportedPtx, "the provided PTX was compiled with an unsupported toolchain."},
       {kNoBinary, "no kernel image is available for execution on the device"},
       {kInvalidHandle, "invalid resource handle"},
       {kNotFound, "named symbol not found"},

@@ -28,6 +28,7 @@ enum : Status {
   kInvalidDevice = 101,
   kInvalidContext = 201,
   kNoBinary = 209,
+  kUnsupportedPtx = 222,
   kInvalidHandle = 400,
   kNotFound = 500,
   kNotReady = 600,
@@ -78,7 +79,6 @@ Status fail(Status status, const std::string& detail);
 // After it every call fails, until reset(), as after a kernel's fault on a real GPU.
 Status fail_for_good(Status status, const std::string& detail);
 const char* message(Status status);
-const char* name_of(Status status);
 
 // What every call begins with: it fails if a test has asked for it or if an earlier kernel did.
 Status enter(const char* function);

@@ -97,9 +97,16 @@ API CUresult cuGetErrorString(CUresult status, const char** text) {
   return CUDA_SUCCESS;
 }
 API CUresult cuGetErrorName(CUresult status, const char** text) {
-  const Guard guard;
-  *text = message(status);
-  return CUDA_SUCCESS;
+  static const std::map<int, const char*> names = {
+      {kOutOfMemory, "CUDA_ERROR_OUT_OF_MEMORY"},
+      {kNoBinary, "CUDA_ERROR_NO_BINARY_FOR_GPU"},
+      {kUnsupportedPtx, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION"},
+      {kIllegalAddress, "CUDA_ERROR_ILLEGAL_ADDRESS"},
+      {kLaunchFailed, "CUDA_ERROR_LAUNCH_FAILED"},
+  };
+  const auto name = names.find(status);
+  *text = name == names.end() ? nullptr : name->second;
+  return name == names.end() ? CUDA_ERROR_INVALID_VALUE : CUDA_SUCCESS;
 }
 
 API CUresult cuDeviceGetCount(int* count) {
@@ -185,6 +192,7 @@ API CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const ch
   return function_of(reinterpret_cast<Loaded*>(module)->image, name,
                      reinterpret_cast<Function**>(function));
 }
+#if !defined(OLD_DRIVER)  // which is one of before CUDA 12
 API CUresult cuLibraryLoadData(CUlibrary* library, const void* image, CUjit_option*, void**,
                                unsigned, CUlibraryOption*, void**, unsigned) {
   ENTER;
@@ -198,6 +206,13 @@ API CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char*
   return function_of(reinterpret_cast<Loaded*>(library)->image, name,
                      reinterpret_cast<Function**>(kernel));
 }
+API CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
+  ENTER;
+  if (thread_state().context < 0) return CUDA_ERROR_INVALID_CONTEXT;
+  *function = reinterpret_cast<CUfunction>(kernel);
+  return result(resolve(*reinterpret_cast<Function*>(kernel), thread_state().device));
+}
+#endif
 API CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction) {
   *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : 0;
   return CUDA_SUCCESS;

@@ -1,11 +1,12 @@
 """Run a Python program with a stand-in GPU under torch, as "cuda".
 
-python tests/gpu/run.py SCRIPT [ARGS]            by the CUDA extension
+python tests/gpu/run.py SCRIPT [ARGS]            by the CUDA kernels
 python tests/gpu/run.py --triton SCRIPT [ARGS]   by the Triton kernels
 python tests/gpu/run.py -m MODULE [ARGS]         a module, such as pytest
 
 With --caching, torch's allocator keeps memory and counts it, as on a GPU; without, every tensor is
-an allocation of its own, so that an access beyond its end is found.
+an allocation of its own, so that an access beyond its end is found. --old-driver leaves out what
+a driver of before CUDA 12 does not have.
 
 README.md of tests/ says what it shows and what it cannot.
 """
@@ -44,7 +45,7 @@ def start(arguments: argparse.Namespace) -> None:
     from gpu.build import Unavailable, build
 
     try:
-        folder = build()
+        folder = build(arguments.old_driver)
     except Unavailable as reason:
         # Not an error: a machine without CUDA's headers tests what it can.
         print(f"no stand-in GPU: {reason}")
@@ -61,6 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--triton", action="store_true")
     parser.add_argument("--caching", action="store_true")
+    parser.add_argument("--old-driver", action="store_true")
     parser.add_argument("-m", dest="module", action="store_true")
     parser.add_argument("program")
     parser.add_argument("arguments", nargs=argparse.REMAINDER)

@@ -2,8 +2,6 @@
 
 #include <stdexcept>
 
-#include "cpu/dispatch.h"
-
 // The module reparam_fused._C, and what plain calls ask of Python.
 
 namespace reparam_fused {
@@ -95,14 +93,6 @@ PyObject* draw(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       {kSample, PyLong_AsLong(arguments[0]), arguments[1], arguments[2], Py_None, arguments[3]});
 }
 
-PyObject* isa(PyObject*, PyObject*) {
-  try {
-    return PyUnicode_FromString(cpu_kernels().isa);
-  } catch (const std::exception& error) {
-    return PyErr_Format(PyExc_RuntimeError, "%s", error.what());
-  }
-}
-
 // The ids that launch and draw take, by name
 PyObject* kernels(PyObject*, PyObject*) {
   const Object ops(Py_BuildValue("{sisisisi}", "sample_from_key", kSample, "sample_backward",
@@ -127,6 +117,12 @@ PyObject* split(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
       [&] { return run_split(arguments[0], static_cast<uint64_t>(first), one ? -1 : num); });
 }
 
+// The module to its library, of which this is the address. Before anything else.
+PyObject* connect(PyObject*, PyObject* address) {
+  library = static_cast<const Library*>(PyLong_AsVoidPtr(address));
+  return left_to_the_op();
+}
+
 template <class Function>
 PyCFunction method(Function* function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
@@ -135,13 +131,15 @@ PyCFunction method(Function* function) {
 PyMethodDef methods[] = {{"launch", method(launch), METH_FASTCALL, nullptr},
                          {"draw", method(draw), METH_FASTCALL, nullptr},
                          {"split", method(split), METH_FASTCALL, nullptr},
-                         {"isa", isa, METH_NOARGS, nullptr},
                          {"kernels", kernels, METH_NOARGS, nullptr},
+                         {"connect", connect, METH_O, nullptr},
                          {nullptr, nullptr, 0, nullptr}};
 PyModuleDef definition = {
     PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
+
+const Library* library = nullptr;
 
 bool is_plain_tensor(PyObject* object) {
   if (!is_of(object, torch_.tensor) && !is_of(object, torch_.parameter)) return false;

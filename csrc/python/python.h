@@ -4,11 +4,15 @@
 
 #include <memory>
 
-#include "layout.h"
+#include "../layout.h"
+#include "../library.h"
 
 // What a plain call asks of Python, without torch's headers.
 
 namespace reparam_fused {
+
+// What it is connected to
+extern const Library* library;
 
 // A reference that is given up with its scope
 struct Drop {
