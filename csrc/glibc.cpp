@@ -1,0 +1,54 @@
+// What the headers of a GCC and a glibc of today ask of libstdc++ and libc, but those of
+// manylinux_2_28 do not have (GLIBCXX_3.4.25, GLIBC_2.28): defined here out of what they have, for
+// the linker to find first. So one compiler serves every Linux since 2018, with no toolchain of its
+// own. What is still too new shows in tests/test_wheel.py.
+#include <cstdlib>  // defines __GLIBC__ and __GLIBCXX__, where they are what is compiled for
+
+#if defined(__GLIBC__) && defined(__GLIBCXX__)
+#include <dlfcn.h>
+
+#include <new>
+#include <sstream>
+
+#define AS(name) __asm__(name) __attribute__((visibility("hidden")))
+
+// GLIBCXX_3.4.29, of std::allocator.
+void too_long() AS("_ZSt28__throw_bad_array_new_lengthv");
+void too_long() { throw std::bad_array_new_length(); }
+
+// GLIBCXX_3.4.26: the constructors without arguments, by those that are told the mode.
+void empty(std::ostringstream*)
+    AS("_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev");
+void empty(std::ostringstream* self) { new (self) std::ostringstream(std::ios::out); }
+void empty(std::stringstream*)
+    AS("_ZNSt7__cxx1118basic_stringstreamIcSt11char_traitsIcESaIcEEC1Ev");
+void empty(std::stringstream* self) { new (self) std::stringstream(std::ios::out | std::ios::in); }
+
+// GLIBC_2.32, of std::shared_ptr, which counts atomically where this is false.
+char single_threaded AS("__libc_single_threaded") = 0;
+
+// GLIBC_2.34 has moved these from libdl, which libtorch_cpu brings, to libc. Who calls is told from
+// the address, which is within this library still.
+#ifdef __x86_64__
+#define FIRST "GLIBC_2.2.5"
+#else
+#define FIRST "GLIBC_2.17"
+#endif
+extern "C" {
+void* first_dlopen(const char*, int);
+void* first_dlsym(void*, const char*);
+int first_dladdr(const void*, Dl_info*);
+__asm__(".symver first_dlopen, dlopen@" FIRST);
+__asm__(".symver first_dlsym, dlsym@" FIRST);
+__asm__(".symver first_dladdr, dladdr@" FIRST);
+__attribute__((visibility("hidden"))) void* dlopen(const char* file, int mode) noexcept {
+  return first_dlopen(file, mode);
+}
+__attribute__((visibility("hidden"))) void* dlsym(void* handle, const char* name) noexcept {
+  return first_dlsym(handle, name);
+}
+__attribute__((visibility("hidden"))) int dladdr(const void* address, Dl_info* info) noexcept {
+  return first_dladdr(address, info);
+}
+}
+#endif
