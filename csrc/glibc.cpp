@@ -10,7 +10,8 @@
 #include <new>
 #include <sstream>
 
-#define AS(name) __asm__(name) __attribute__((visibility("hidden")))
+#define HIDDEN __attribute__((visibility("hidden")))
+#define AS(name) __asm__(name) HIDDEN
 
 // GLIBCXX_3.4.29, of std::allocator.
 void too_long() AS("_ZSt28__throw_bad_array_new_lengthv");
@@ -27,28 +28,24 @@ void empty(std::stringstream* self) { new (self) std::stringstream(std::ios::out
 // GLIBC_2.32, of std::shared_ptr, which counts atomically where this is false.
 char single_threaded AS("__libc_single_threaded") = 0;
 
-// GLIBC_2.34 has moved these from libdl, which libtorch_cpu brings, to libc. Who calls is told from
-// the address, which is within this library still.
-#ifdef __x86_64__
-#define FIRST "GLIBC_2.2.5"
-#else
-#define FIRST "GLIBC_2.17"
+// GLIBC_2.34 has moved these to libc from libdl, which libtorch_cpu brings, and named them anew.
+// Who calls is told from the address, which is within this library still.
+#if defined(__x86_64__)
+#define OLD(name) __asm__(".symver old_" #name ", " #name "@GLIBC_2.2.5")
+#elif defined(__aarch64__)
+#define OLD(name) __asm__(".symver old_" #name ", " #name "@GLIBC_2.17")
 #endif
+#ifdef OLD
 extern "C" {
-void* first_dlopen(const char*, int);
-void* first_dlsym(void*, const char*);
-int first_dladdr(const void*, Dl_info*);
-__asm__(".symver first_dlopen, dlopen@" FIRST);
-__asm__(".symver first_dlsym, dlsym@" FIRST);
-__asm__(".symver first_dladdr, dladdr@" FIRST);
-__attribute__((visibility("hidden"))) void* dlopen(const char* file, int mode) noexcept {
-  return first_dlopen(file, mode);
+void* old_dlopen(const char*, int);
+void* old_dlsym(void*, const char*);
+int old_dladdr(const void*, Dl_info*);
+OLD(dlopen);
+OLD(dlsym);
+OLD(dladdr);
+HIDDEN void* dlopen(const char* file, int mode) noexcept { return old_dlopen(file, mode); }
+HIDDEN void* dlsym(void* handle, const char* name) noexcept { return old_dlsym(handle, name); }
+HIDDEN int dladdr(const void* of, Dl_info* info) noexcept { return old_dladdr(of, info); }
 }
-__attribute__((visibility("hidden"))) void* dlsym(void* handle, const char* name) noexcept {
-  return first_dlsym(handle, name);
-}
-__attribute__((visibility("hidden"))) int dladdr(const void* address, Dl_info* info) noexcept {
-  return first_dladdr(address, info);
-}
-}
+#endif
 #endif
