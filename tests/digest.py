@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 import torch
 from helpers import DTYPES, inputs, key_of
@@ -10,7 +11,7 @@ from helpers import extremes as extremes
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import _ops
+from reparam_fused import _forms, _ops
 
 SIZES = [*range(1, 300), 65539]
 ROWS = [1, 3, 6, 15, 20, 60]
@@ -23,29 +24,41 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(clean.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
+def results(dtype: torch.dtype, key: Tensor, offset: int) -> Iterator[Tensor]:
+    """Of every op and form, over what differs: sizes, keys of rows, extremes."""
+
+    def ops(x: Tensor, scale: Tensor, keys: Tensor) -> Iterator[Tensor]:
+        for name, form in _forms.SAMPLE.items():
+            yield _ops.sample_from_key(x, scale, keys, name)
+            yield _ops.sample_backward(x, scale if form.second else None, keys, name)
+
+    def divergences(mu: Tensor, log_var: Tensor) -> Iterator[Tensor]:
+        for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
+            yield op(mu, log_var)
+
+    for n in SIZES:
+        mu, log_var = inputs(n, dtype=dtype, seed=n, spread=20.0)
+        yield from ops(mu, log_var, key)
+        yield _ops.noise(key, (n,), dtype)
+        yield from divergences(mu, log_var)
+    for n in ROWS:
+        mu, log_var = inputs(37, n, dtype=dtype, seed=n)
+        keys = torch.stack([key_of(r * 2**40 + r, (offset + r) % 2**64) for r in range(37)])
+        yield from ops(mu, log_var, keys)
+        yield reparam_fused.fold_in(keys, n)
+        yield reparam_fused.split(key, n)
+    log_var = extremes(dtype)
+    yield from ops(torch.ones_like(log_var), log_var, key)
+    yield from divergences(torch.ones_like(log_var), log_var)
+
+
 def main() -> None:
     print("isa", reparam_fused.backends()["cpu"])
     for dtype in DTYPES:
         for offset in OFFSETS:
-            key = key_of(2**64 - 59, offset)
             state = hashlib.sha256()
-            for n in SIZES:
-                mu, log_var = inputs(n, dtype=dtype, seed=n, spread=20.0)
-                for op in (_ops.sample_from_key, _ops.sample_backward):
-                    state.update(digest(op(mu, log_var, key)).encode())
-                state.update(digest(_ops.noise(key, (n,), dtype)).encode())
-                for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
-                    state.update(digest(op(mu, log_var)).encode())
-            for n in ROWS:
-                mu, log_var = inputs(37, n, dtype=dtype, seed=n)
-                keys = torch.stack([key_of(r * 2**40 + r, (offset + r) % 2**64) for r in range(37)])
-                for op in (_ops.sample_from_key, _ops.sample_backward):
-                    state.update(digest(op(mu, log_var, keys)).encode())
-            log_var = extremes(dtype)
-            for op in (_ops.sample_from_key, _ops.sample_backward):
-                state.update(digest(op(torch.ones_like(log_var), log_var, key)).encode())
-            for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
-                state.update(digest(op(torch.ones_like(log_var), log_var)).encode())
+            for result in results(dtype, key_of(2**64 - 59, offset), offset):
+                state.update(digest(result).encode())
             print(dtype, offset, state.hexdigest()[:16])
 
 
