@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ISAS = ("scalar", "avx2", "avx512", "neon")
+ISAS = {"x86_64": ("scalar", "avx2", "avx512"), "aarch64": ("scalar", "neon")}
 FACTS = """
 import json, os, platform, sys, sysconfig, torch, reparam_fused
 free = "t" if sysconfig.get_config_var("Py_GIL_DISABLED") else ""
@@ -84,7 +84,7 @@ class Environment:
 
     def digest(self) -> None:
         digests = {}
-        for isa in ISAS:
+        for isa in ISAS[self.row["machine"]]:
             done = self.run("digest.py", REPARAM_FUSED_ISA=isa)
             if "REPARAM_FUSED_ISA is" in done.stdout:  # not of this processor
                 continue
