@@ -197,6 +197,10 @@ MUTATIONS = [
     Mutation("forms: by_x of log_var", "reparam_fused/_forms.py", "second=lambda first, _: first * 0.5,", "second=lambda first, _: first * 0.5,\n            by_x=lambda grad, mu: grad,", "test_autograd"),
     Mutation("forms: names of the ops", "reparam_fused/_forms.py", '"kl_divergence", "kl_divergence_backward", "",', '"kl_divergence_backward", "kl_divergence", "",', "test_kl_divergence"),
     Mutation("forms: names exchanged", "reparam_fused/_forms.py", "form.name: form\n    for form in (", "{'std': 'log_var', 'log_var': 'std'}[str(form.name)]: form\n    for form in (", "test_std"),
+    Mutation("wheel: allocator's error of a new libstdc++", "csrc/glibc.cpp", "__throw_bad_array_new_lengthv", "__throw_bad_array_newlengthv", "test_wheel"),
+    Mutation("wheel: streams of a new libstdc++", "csrc/glibc.cpp", "void empty(std::stringstream*)\n    AS(", "void empty(std::stringstream*)\n    AS(\"x\" ", "test_wheel"),
+    Mutation("wheel: threads of a new glibc", "csrc/glibc.cpp", "char single_threaded AS(", "char single_threaded AS(\"x\" ", "test_wheel"),
+    Mutation("wheel: dlsym of a new glibc", "csrc/glibc.cpp", '", " #name "@GLIBC_2.2.5"', '", " #name "@GLIBC_2.34"', "test_wheel"),
     # Derivatives
     Mutation("saved key", "reparam_fused/_autograd.py", "kept = (x, scale, key if with_key else None)", "kept = (x, scale, torch.zeros_like(key) if with_key and key is not None else None)", "test_autograd"),
     Mutation("mu kept", "reparam_fused/_autograd.py", "x if form.by_x is not None and (by_x or tangents) else None,", "x,", "test_autograd"),
