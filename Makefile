@@ -7,22 +7,26 @@
 #   make gpu     run a program on the stand-in GPU  (SCRIPT=path, ARGS="..." are its own)
 #   make integrations    run the tests with Pyro, diffusers and others, which it installs
 #   make bench   compare speed with the rivals
+#   make wheel   the sdist and the wheels of a release in dist/, checked
+#   make release the same, and what is left to do by hand: it uploads nothing
 #   make lint    ruff, clang-format and mypy
 #
-# What is tested is what was installed: `pytest`, where `python -m pytest` would put
-# the source tree, which has no extension, before it.
+# What is tested is the wheel that was built; the tree has its libraries too, for a Python
+# that is started in it.
 #
 # TORCH picks the release, PYTHON the interpreter: make test TORCH=torch==2.13.0
 
 PYTHON ?= python3
 TORCH ?= torch==2.14.1
+# Processors of further wheels, by their cross compilers (Debian: g++-aarch64-linux-gnu)
+CROSS ?= aarch64-linux-gnu
 ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
-.PHONY: demo test gpu integrations bench lint clean
+.PHONY: demo test gpu integrations bench wheel release lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -44,6 +48,9 @@ integrations: $(VENV)/integrations
 bench: $(VENV)/bench
 	$(BIN)/pytest benchmarks $(ARGS)
 
+wheel: $(VENV)/release
+	tests/wheel/make.sh $(BIN) $(CROSS)
+
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -58,10 +65,16 @@ $(VENV)/torch:
 	@touch $@
 
 # Building again after a change costs seconds: build/ keeps what has not changed.
-$(VENV)/demo $(VENV)/test $(VENV)/integrations $(VENV)/bench $(VENV)/dev: $(VENV)/torch $(SOURCES)
-	@echo "== building reparam_fused (a minute or two, once) and installing what 'make $(@F)' needs"
-	$(BIN)/python -m pip install --no-build-isolation ".[$(@F)]"
-	@cd $(VENV) && bin/python -c "import reparam_fused; print(*(f'== {k}: {v}' for k, v in reparam_fused.backends().items()), sep='\n')"
+$(VENV)/wheel: $(VENV)/torch $(SOURCES)
+	@echo "== building reparam_fused (a minute or two, once)"
+	rm -rf $@
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w $@ .
+
+$(VENV)/demo $(VENV)/test $(VENV)/integrations $(VENV)/bench $(VENV)/dev $(VENV)/release: $(VENV)/wheel
+	@echo "== installing the wheel and what 'make $(@F)' needs"
+	$(BIN)/python -m pip install --no-deps --force-reinstall $</*.whl
+	$(BIN)/python -m pip install "$$(echo $</*.whl)[$(@F)]"
+	@$(BIN)/python -c "import reparam_fused; print(*(f'== {k}: {v}' for k, v in reparam_fused.backends().items()), sep='\n')"
 	@touch $@
 
 clean:

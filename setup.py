@@ -72,11 +72,11 @@ class Build(cpp_extension.BuildExtension):
         return []  # they are declared where they are defined
 
 
-def extension(name: str, *folders: str) -> Extension:
+def extension(name: str, *parts: str) -> Extension:
     """Of torch it takes the stable ABI of 2.13, all of it in libtorch_cpu."""
     return Extension(
         f"reparam_fused.{name}",
-        sorted(path for folder in folders for path in glob(f"csrc/{folder}*.cpp")),
+        sorted(path for part in parts for path in glob(f"csrc/{part}*.cpp")),
         include_dirs=cpp_extension.include_paths(),
         library_dirs=cpp_extension.library_paths(),
         libraries=["torch_cpu"],
@@ -88,7 +88,7 @@ def extension(name: str, *folders: str) -> Extension:
     )
 
 
-library = extension("libreparam_fused", "", "cpu/", "cuda/", "compat/")
-module = extension("_C", "python/", "compat/")
+library = extension("libreparam_fused", "", "cpu/", "cuda/")
+module = extension("_C", "python/", "glibc")
 options = {"bdist_wheel": {"py_limited_api": "cp310"}}
 setup(ext_modules=[library, module], cmdclass={"build_ext": Build}, options=options)
