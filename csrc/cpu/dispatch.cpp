@@ -32,6 +32,8 @@ std::vector<const Kernels*> supported_kernels() {
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl")) {
     supported.push_back(&kAvx512Kernels);
   }
+#elif defined(__aarch64__) || defined(_M_ARM64)
+  supported.push_back(&kNeonKernels);
 #endif
   return supported;
 }

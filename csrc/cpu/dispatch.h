@@ -5,7 +5,7 @@
 namespace reparam_fused {
 
 // The kernels for this CPU: the widest ISA it has, or the one that the
-// environment variable REPARAM_FUSED_ISA names (scalar, avx2, avx512). Throws
+// environment variable REPARAM_FUSED_ISA names (scalar, avx2, avx512, neon). Throws
 // std::runtime_error where that one is unknown or not to be had.
 const Kernels& cpu_kernels();
 

@@ -28,6 +28,8 @@ extern const Kernels kScalarKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
+#elif defined(__aarch64__) || defined(_M_ARM64)
+extern const Kernels kNeonKernels;
 #endif
 
 }  // namespace reparam_fused
