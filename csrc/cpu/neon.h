@@ -2,7 +2,9 @@
 
 #include <arm_neon.h>
 
+#include "../common/philox.h"
 #include "../common/scalar.h"
+#include "twice.h"
 
 namespace reparam_fused {
 
@@ -91,9 +93,19 @@ struct Neon {
     return {vshrq_n_u64(x.a, n), vshrq_n_u64(x.b, n)};
   }
 
+  // A constant that is used again and again. GCC, which sees that it is one, would load it, with
+  // its address, for each use: an eighth of all instructions.
+  static REPARAM_FUSED_INLINE U kept(U x) {
+#if defined(__GNUC__)
+    __asm__("" : "+w"(x.v));
+#endif
+    return x;
+  }
   static REPARAM_FUSED_INLINE void mulhilo(U x, uint32_t m, U& high, U& low) {
-    const uint32x4_t first = vreinterpretq_u32_u64(vmull_u32(vget_low_u32(x.v), vdup_n_u32(m)));
-    const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(x.v, vdupq_n_u32(m)));
+    const uint32x4_t factor = kept(set(m)).v;
+    const uint32x4_t first =
+        vreinterpretq_u32_u64(vmull_u32(vget_low_u32(x.v), vget_low_u32(factor)));
+    const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(x.v, factor));
     high = {vuzp2q_u32(first, second)};
     low = {vuzp1q_u32(first, second)};
   }
@@ -209,6 +221,30 @@ struct Neon {
     n[2] = {vzip2q_f32(even.v, n[2].v)};
     n[3] = {vzip2q_f32(odd.v, n[3].v)};
   }
+};
+
+// The words of a seed are added to in the lanes: a word of each round would take five
+// instructions from a scalar register, two for the constant and two to get across.
+template <>
+struct OneSeed<Neon> {
+  Neon::U word0, word1;
+  Neon::U step0 = Neon::kept(Neon::set(kPhiloxW0)), step1 = Neon::kept(Neon::set(kPhiloxW1));
+
+  explicit REPARAM_FUSED_INLINE OneSeed(uint64_t seed)
+      : word0(Neon::set(static_cast<uint32_t>(seed))),
+        word1(Neon::set(static_cast<uint32_t>(seed >> 32))) {}
+  REPARAM_FUSED_INLINE Neon::U key0() const { return word0; }
+  REPARAM_FUSED_INLINE Neon::U key1() const { return word1; }
+  REPARAM_FUSED_INLINE void step() {
+    word0 = Neon::add(word0, step0);
+    word1 = Neon::add(word1, step1);
+  }
+};
+template <>
+struct OneSeed<Twice<Neon>> : OneSeed<Neon> {
+  using OneSeed<Neon>::OneSeed;
+  REPARAM_FUSED_INLINE Twice<Neon>::U key0() const { return {word0, word0}; }
+  REPARAM_FUSED_INLINE Twice<Neon>::U key1() const { return {word1, word1}; }
 };
 
 }  // namespace reparam_fused
