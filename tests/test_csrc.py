@@ -50,7 +50,7 @@ def child(key: list[int], number: int) -> list[int]:
 
 def lane_types(program: Path) -> list[str]:
     """Those that the program has: of another one it prints nothing."""
-    names = ("scalar", "avx2", "avx512")
+    names = ("scalar", "avx2", "avx512", "neon")
     return [n for n in names if output(program, "children", n, 0, 1, *KEYS[0])]
 
 

@@ -259,7 +259,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
 
 def test_every_isa_gives_the_same_bits() -> None:
     digests = {}
-    for isa in ("scalar", "avx2", "avx512"):
+    for isa in ("scalar", "avx2", "avx512", "neon"):
         result = run_python(str(Path(__file__).with_name("digest.py")), REPARAM_FUSED_ISA=isa)
         if "REPARAM_FUSED_ISA is" in result.stderr:  # this CPU lacks it
             continue

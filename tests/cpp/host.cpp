@@ -65,5 +65,8 @@ int main(int argc, char** argv) {
 #if defined(__AVX512F__)
   if (lanes == Avx512::kName) out = derived<Avx512>(what, numbers);
 #endif
+#if defined(__aarch64__)
+  if (lanes == Neon::kName) out = derived<Neon>(what, numbers);
+#endif
   for (const uint64_t word : out) std::printf("%llu\n", static_cast<unsigned long long>(word));
 }

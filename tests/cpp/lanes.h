@@ -18,3 +18,6 @@
 #if defined(__AVX512F__)
 #include "../../csrc/cpu/avx512.h"
 #endif
+#if defined(__aarch64__)
+#include "../../csrc/cpu/neon.h"
+#endif
