@@ -36,6 +36,7 @@ INSTRUCTIONS = {
     ("neon", "sample", "log_var", "bfloat16"): 31.8,
     ("neon", "sample_backward", "log_var", "float32"): 29.7,
     ("neon", "sample_backward", "log_var", "bfloat16"): 31.1,
+    ("scalar", "sample", "log_var", "float32"): 92.1,
     ("avx2", "sample", "log_var", "float32"): 15.8,
     ("avx2", "sample", "log_var", "bfloat16"): 16.6,
     ("avx2", "sample_backward", "log_var", "float32"): 16.0,

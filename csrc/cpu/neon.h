@@ -94,18 +94,18 @@ struct Neon {
   }
 
   // A constant that is used again and again. GCC, which sees that it is one, would load it, with
-  // its address, for each use: an eighth of all instructions.
+  // its address, for each use: a twelfth of all instructions.
   static REPARAM_FUSED_INLINE U kept(U x) {
 #if defined(__GNUC__)
     __asm__("" : "+w"(x.v));
 #endif
     return x;
   }
+  // By a lane of the factor: of the products of upper halves clang makes one instruction then.
   static REPARAM_FUSED_INLINE void mulhilo(U x, uint32_t m, U& high, U& low) {
     const uint32x4_t factor = kept(set(m)).v;
-    const uint32x4_t first =
-        vreinterpretq_u32_u64(vmull_u32(vget_low_u32(x.v), vget_low_u32(factor)));
-    const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_u32(x.v, factor));
+    const uint32x4_t first = vreinterpretq_u32_u64(vmull_laneq_u32(vget_low_u32(x.v), factor, 0));
+    const uint32x4_t second = vreinterpretq_u32_u64(vmull_high_laneq_u32(x.v, factor, 0));
     high = {vuzp2q_u32(first, second)};
     low = {vuzp1q_u32(first, second)};
   }
