@@ -183,7 +183,7 @@ def pipes(taken: dict[str, float], copies: bool) -> float:
 
 @pytest.mark.parametrize("case", INSTRUCTIONS, ids="-".join)
 def test_instructions_per_element(
-    programs: tuple[Program, Program], case: tuple[str, ...], tmp_path: Path
+    programs: tuple[Program, Program], case: tuple[str, str, str, str], tmp_path: Path
 ) -> None:
     """Exact, unlike a time under emulation. qemu-x86_64 has AVX2 since 7.2, and no AVX-512."""
     isa, *call = case
