@@ -149,12 +149,13 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> int:
-    own, _, options = " ".join(sys.argv[1:]).partition(" -- ")
+    given = [*sys.argv[1:], "--"]
+    own, options = given[: given.index("--")], given[given.index("--") + 1 : -1]
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("wheel", type=Path)
     parser.add_argument("environment", type=Path, nargs="+")
     parser.add_argument("--no-tests", action="store_true", help="the install and the digests alone")
-    arguments = parser.parse_args(own.split())
+    arguments = parser.parse_args(own)
     wheel = arguments.wheel.absolute()
     sha = hashlib.sha256(wheel.read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +166,7 @@ def main() -> int:
             if not environment.wrong:
                 environment.digest()
                 if not arguments.no_tests:
-                    environment.test(options.split())
+                    environment.test(options)
             print(*environment.wrong, environment.row, sep="\n", flush=True)
     print(f"\n{wheel.name}, {wheel.stat().st_size} bytes, sha256 {sha}\n")
     print(table([environment.row for environment in found]))
