@@ -8,7 +8,7 @@
 #   make integrations    run the tests with Pyro, diffusers and others, which it installs
 #   make bench   compare speed with the rivals
 #   make wheel   the sdist and the wheels of a release in dist/, checked
-#   make release the same, and what is left to do by hand: it uploads nothing
+#   make release the same, and prints what is left to do by hand: it uploads nothing
 #   make lint    ruff, clang-format and mypy
 #
 # What is tested is the wheel that was built; the tree has its libraries too, for a Python
@@ -50,6 +50,9 @@ bench: $(VENV)/bench
 
 wheel: $(VENV)/release
 	tests/wheel/make.sh $(BIN) $(CROSS)
+
+release: wheel
+	@sed -n '/^## By hand/,$$p' RELEASING.md
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

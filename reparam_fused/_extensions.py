@@ -40,7 +40,7 @@ def _load_module() -> ModuleType | None:
     if library is None:
         return None
     try:
-        module = import_module("reparam_fused._C")
+        module = import_module("._C", __package__)
     except ImportError:
         return None
     library.reparam_fused_library.restype = ctypes.c_void_p

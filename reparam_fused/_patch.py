@@ -20,16 +20,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.types import _size
 
-from . import _call, _validate
+from . import _call, _extensions, _validate
 from ._forms import SAMPLE
 from .functional import fused_kl_divergence, fused_reparameterize
 
 # The reference path is slower than what it would replace.
-_DEVICES = frozenset(
-    key.lower()
-    for key in ("CPU", "CUDA", "XPU")
-    if torch._C._dispatch_has_kernel_for_dispatch_key("reparam_fused::sample_from_key", key)
-)
+_SERVED = {
+    "cpu": _extensions.library is not None,
+    "cuda": _extensions.has_cuda or _extensions.has_triton,
+    "xpu": _extensions.has_triton,
+}
+_DEVICES = frozenset(device for device, served in _SERVED.items() if served)
 
 
 def _fusible(mean: object, spread: object) -> bool:

@@ -21,8 +21,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-import reparam_fused
-
+from .. import __version__, backends
 from . import bits, calls, gpu, timings
 from .parts import DTYPES, Skip
 
@@ -73,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def environment() -> dict[str, str | None]:
     """What a reader of the report must know of the machine."""
     facts = {
-        "reparam_fused": reparam_fused.__version__,
+        "reparam_fused": __version__,
         "torch": torch.__version__,
         "cuda": torch.version.cuda or torch.version.hip,
         "python": f"{platform.python_version()}, {platform.platform()}",
@@ -86,7 +85,7 @@ def environment() -> dict[str, str | None]:
         about = torch.cuda.get_device_properties(device)
         size, capability = about.total_memory / 2**30, f"{about.major}.{about.minor}"
         facts[str(device)] = f"{about.name}, compute capability {capability}, {size:.0f} GiB"
-    return facts | {f"backend {k}": text for k, text in reparam_fused.backends().items()}
+    return facts | {f"backend {k}": text for k, text in backends().items()}
 
 
 def run_check(name: str, check: Check, device: torch.device) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from reparam_fused import _ops, reference, split
-
+from .. import _ops, reference, split
 from .parts import assert_same_bits, bits_of, extremes, inputs, key_of, poisoned_memory, require
 
 Case: TypeAlias = tuple[str, tuple[Any, ...], tuple[Any, ...]]  # op, operands, options

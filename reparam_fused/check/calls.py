@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reparam_fused import fused_reparameterize, noise
-
+from .. import fused_reparameterize, noise
 from .parts import assert_same_bits, inputs, key_of, require
 
 

@@ -8,8 +8,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from reparam_fused import _extensions, _ops, fused_reparameterize, reference
-
+from .. import _extensions, _ops, fused_reparameterize, reference
 from . import bits
 from .parts import DTYPES, Skip, assert_same_bits, inputs, key_of, need_kernels, require
 
@@ -117,7 +116,7 @@ def triton(device: torch.device) -> str:
     """The Triton kernels, where the CUDA kernels are what the other rows have checked."""
     if not _extensions.has_triton or not _extensions.serves_cuda(device):
         raise Skip("there are no kernels but those that the other rows have checked")
-    from reparam_fused import triton_kernels
+    from .. import triton_kernels
 
     few = [case for dtype in DTYPES for case in [*bits.cases(dtype)][::5]]  # each is compiled
     numels = [bits.compare(case, device, triton_kernels).numel() for case in few]

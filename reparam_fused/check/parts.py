@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from reparam_fused import _extensions, backends
+from .. import _extensions, backends
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from reparam_fused import fused_reparameterize
-
+from .. import fused_reparameterize
 from .parts import need_kernels, require
 
 

@@ -43,7 +43,28 @@ for triplet in "$@"; do
   CC=$triplet-gcc CXX=$triplet-g++ LDSHARED=$link LDCXXSHARED=$link build_for "${triplet%%-*}"
 done
 
-for wheel in "$dist"/*.whl; do "$bin/auditwheel" show "$wheel"; done
-"$bin/abi3audit" --strict --report "$dist"/*-cp310-abi3-*.whl
+# auditwheel names the oldest platform that has what a wheel wants, beside that of its tag.
+PATH=$bin:$PATH "$bin/auditwheel" repair --exclude libtorch_cpu.so --wheel-dir "$folder/audited" \
+  "$dist"/*.whl
+if ls "$folder/audited" | grep -E 'manylinux_2_(29|[3-9][0-9])'; then
+  echo "a wheel wants more than glibc 2.28" >&2
+  exit 1
+fi
+"$bin/abi3audit" --strict "$dist"/*-cp310-abi3-*.whl
 "$bin/twine" check --strict "$dist"/*
+
+# The same files as a repository of Hugging Face's kernels has them: a package for each build of
+# torch, all of them alike.
+for wheel in "$dist"/*-cp310-abi3-*.whl; do
+  processor=${wheel##*_2_28_}
+  "$bin/wheel" unpack --dest "$folder/hub" "$wheel"
+  for torch in torch213 torch214; do
+    for cuda in cpu cu126 cu130 cu132; do
+      variant=$dist/hub/build/$torch-cxx11-$cuda-${processor%.whl}-linux
+      mkdir -p "$variant"
+      cp -r "$folder"/hub/*/reparam_fused/. "$variant"
+    done
+  done
+  rm -r "$folder/hub"
+done
 ls -l "$dist"
