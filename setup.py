@@ -18,8 +18,7 @@ ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0"
 WINDOWS = sys.platform == "win32"
 LIBRARY = "libreparam_fused.dll" if WINDOWS else "libreparam_fused.so"
 # Contraction would let the compiler choose where an fma goes, and with it the bits.
-GCC = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
-GCC += ["-Wno-ignored-attributes"]
+GCC = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-ignored-attributes"]
 
 
 class Build(cpp_extension.BuildExtension):

@@ -53,8 +53,8 @@ PIPES = {"float32": (19.2, 23.9), "bfloat16": (20.9, 25.6)}
 def flags() -> list[str]:
     """Those of setup.py, which the extension is built with."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "CXX":
-            return [*ast.literal_eval(node.value), "-std=c++17"]
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GCC":
+            return list(ast.literal_eval(node.value))
     raise AssertionError("setup.py has no list of flags")
 
 
