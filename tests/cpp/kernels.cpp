@@ -27,7 +27,7 @@ using namespace reparam_fused;
 
 namespace {
 
-constexpr const char* kOps[] = {"sample", "sample_backward", "noise", "kl_divergence",
+constexpr const char* kNamedOps[] = {"sample", "sample_backward", "noise", "kl_divergence",
                                 "kl_divergence_backward"};
 constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
 bool has_form(int op) { return op <= kSampleBackward; }
@@ -186,7 +186,7 @@ constexpr uint64_t kSeed = ~uint64_t{0} - 58;
 
 template <class T>
 void digests(int op, Form form, DType dtype) {
-  const std::string name = std::string(kDTypeNames[dtype]) + "/" + kOps[op] +
+  const std::string name = std::string(kDTypeNames[dtype]) + "/" + kNamedOps[op] +
                            (has_form(op) ? std::string("/") + form_name(form) : "");
   const auto group = [&](const std::string& what, const std::function<void(Caller<T>&)>& calls) {
     Caller<T> caller{op, form, dtype, {}};
@@ -294,7 +294,7 @@ int main(int argc, char** argv) {
     all_digests<BFloat16>(kBFloat16);
     derived_digests();
   } else if (what == "run" && argc == 6) {
-    const int op = place(kOps, argv[2]), dtype = place(kDTypeNames, argv[4]);
+    const int op = place(kNamedOps, argv[2]), dtype = place(kDTypeNames, argv[4]);
     const Form form = form_id(argv[3], std::strlen(argv[3]));
     const int64_t n = std::atoll(argv[5]);
     if (dtype == kFloat) run_once<float>(op, form, kFloat, n);
