@@ -28,7 +28,7 @@ using namespace reparam_fused;
 namespace {
 
 constexpr const char* kNamedOps[] = {"sample", "sample_backward", "noise", "kl_divergence",
-                                "kl_divergence_backward"};
+                                     "kl_divergence_backward"};
 constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
 bool has_form(int op) { return op <= kSampleBackward; }
 bool draws(int op) { return op <= kNoise; }
