@@ -53,7 +53,11 @@ class Build(cpp_extension.BuildExtension):
         asked = os.environ.get("TORCH_CUDA_ARCH_LIST", ARCHS).replace(";", " ").replace("+PTX", "")
         listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout
         archs = [a for a in asked.replace(".", "").split() if f"compute_{a}\n" in listed]
-        command = [nvcc, "-fatbin", "-std=c++17", "-O3", "--threads=0", "-compress-mode=size"]
+        command = [nvcc, "-fatbin", "-std=c++17", "-O3", "--threads=0"]
+        # nvcc 12.8, the first with compute_100, has the better compression.
+        command += [
+            "-compress-mode=size" if "compute_100\n" in listed else "-Xfatbin=-compress-all"
+        ]
         command += [f"-gencode=arch=compute_{a},code=sm_{a}" for a in archs]
         command += [f"-gencode=arch=compute_{archs[0]},code=compute_{archs[0]}"]
         made = os.path.join(self.build_temp, f"kernels-{'-'.join(archs)}.fatbin")

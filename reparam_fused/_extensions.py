@@ -119,7 +119,7 @@ _REINSTALL = "install reparam_fused again from its source: pip install --force-r
 HOW_TO_BUILD = (
     f"install a C++17 compiler (Debian: apt-get install g++) and ninja, then {_REINSTALL}"
 )
-HOW_TO_BUILD_CUDA = f"install the CUDA toolkit, of release 12.8 or later, then {_REINSTALL}"
+HOW_TO_BUILD_CUDA = f"install the CUDA toolkit, then {_REINSTALL}"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The ops as Triton kernels: GPUs without the CUDA extension, of NVIDIA, AMD and Intel.
+"""The ops as Triton kernels: GPUs of NVIDIA, AMD and Intel that the CUDA kernels do not serve.
 
 The bits are those of csrc and reference.py in float32 and the half types: every product that is
 added is a tl.fma, and the kernels are compiled without contraction. float64 goes through the
