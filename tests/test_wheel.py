@@ -135,7 +135,9 @@ print(*torch.stack([z, x.grad, r.fused_reparameterize(x, x)]).detach().flatten()
 print(r.split(r.key(1), 2).tolist())
 """
     expected = program.replace("of_a_hub as r", "reparam_fused as r")
-    alone, whole = (run(sys.executable, "-P", "-c", p, tmp_path) for p in (program, expected))
+    alone, whole = (
+        run(sys.executable, "-c", p, tmp_path, cwd=str(tmp_path)) for p in (program, expected)
+    )
     assert alone.stdout.startswith("None C++ kernels"), alone.stdout
     assert alone.stdout.splitlines()[1:] == whole.stdout.splitlines()[1:]
 
