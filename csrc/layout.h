@@ -239,10 +239,12 @@ class Dimensions {
       strides[kIndex][d] = d < batch ? 0 : stride;
       if (d < batch) continue;
       first += offset * stride;
-      if (__builtin_mul_overflow(stride, size, &stride)) {
+      // None of these is negative.
+      if (size != 0 && stride > INT64_MAX / size) {
         refuse("expected global_shape to have less than 2^63 elements, got ",
                whole ? *whole : shape());
       }
+      stride *= size;
     }
     return first;
   }

@@ -1,6 +1,7 @@
 #include "driver.h"
 
 #if defined(_WIN32)
+#define NOMINMAX
 #include <windows.h>
 #else
 #include <dlfcn.h>
@@ -221,10 +222,14 @@ const char* known_cuda_refusal(int device) {
   return known == s.refusals.end() ? "" : known->second.c_str();
 }
 
-CudaKernel find_cuda_kernel(const std::string& name) {
+CudaKernel find_cuda_kernel(const std::string& name, int device) {
   const State& s = state();
-  CudaKernel kernel;
+  make_current(s.driver, device);
+  // The driver loads a kernel when it is first asked for it, not with its library.
+  const RelaxedCapture relaxed(s.driver);
+  CudaKernel kernel, function;
   check(s.driver, s.driver.get_kernel(&kernel, s.library, name.c_str()), "looking up " + name);
+  check(s.driver, s.driver.get_function(&function, kernel), "loading " + name);
   return kernel;
 }
 

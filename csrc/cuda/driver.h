@@ -23,8 +23,8 @@ const char* cuda_refusal(int device);
 // The same of what has been asked, without asking: "" where nothing is known against it.
 const char* known_cuda_refusal(int device);
 
-// On a device that is served. These throw in the driver's words.
-CudaKernel find_cuda_kernel(const std::string& name);
+// On a device that is served and current. These throw in the driver's words.
+CudaKernel find_cuda_kernel(const std::string& name, int device);
 void launch_cuda(CudaKernel kernel, int64_t blocks, unsigned threads, int device, CudaStream stream,
                  void** arguments);
 

@@ -29,11 +29,11 @@ struct Name {
   DType dtype;
   bool generator;
 
-  CudaKernel find(Kind kind) const {
+  CudaKernel find(Kind kind, int device) const {
     // Each is looked up once. Two threads that do so at a time find the same.
     static std::atomic<CudaKernel> known[kOps][form_count()][kDTypes][2][kKinds];
     std::atomic<CudaKernel>& kernel = known[op][form][dtype][generator][kind];
-    if (kernel == nullptr) kernel = find_cuda_kernel(text(kind));
+    if (kernel == nullptr) kernel = find_cuda_kernel(text(kind), device);
     return kernel;
   }
 
@@ -60,7 +60,8 @@ struct Launch {
   template <class... Arguments>
   void enqueue(Kind kind, int64_t threads, Arguments... arguments) const {
     void* pointers[] = {&arguments...};
-    launch_cuda(name.find(kind), (threads + kBlock - 1) / kBlock, kBlock, device, stream, pointers);
+    launch_cuda(name.find(kind, device), (threads + kBlock - 1) / kBlock, kBlock, device, stream,
+                pointers);
   }
 };
 
@@ -225,7 +226,7 @@ void launch_on_cuda(const Derivation& d, int device, CudaStream stream) {
   const int64_t total = folds ? d.n : d.n * d.count;
   if (total == 0) return;
   std::atomic<CudaKernel>& kernel = known[folds];
-  if (kernel == nullptr) kernel = find_cuda_kernel(folds ? "fold_in" : "child_keys");
+  if (kernel == nullptr) kernel = find_cuda_kernel(folds ? "fold_in" : "child_keys", device);
   const auto enqueue = [&](auto... arguments) {
     void* pointers[] = {&arguments...};
     launch_cuda(kernel, (total + kBlock - 1) / kBlock, kBlock, device, stream, pointers);
