@@ -365,7 +365,7 @@ MUTATIONS = [
     Mutation("GPU: one device asked for all", "csrc/cuda/driver.cpp", "  auto known = s.refusals.find(device);", "  auto known = s.refusals.begin();", "test_driver"),
     Mutation("GPU: a thread left without a context", "csrc/cuda/driver.cpp", "  make_current(driver, device);\n  if (blocks", "  if (blocks", "test_driver"),
     Mutation("GPU: a context left behind", "csrc/cuda/driver.cpp", "  ~InContext() { driver_.set_context(before_); }", "  ~InContext() = default;", "test_driver"),
-    Mutation("GPU: loading breaks a capture", "csrc/cuda/driver.cpp", "  const RelaxedCapture relaxed(s.driver);\n", "", "test_driver"),
+    Mutation("GPU: loading breaks a capture", "csrc/cuda/driver.cpp", "  const RelaxedCapture relaxed(s.driver);\n  Result", "  Result", "test_driver"),
     Mutation("GPU: the image loaded for each device", "csrc/cuda/driver.cpp", "if (s.library == nullptr) {", "if (true) {", "test_driver"),
     Mutation("GPU: a lasting refusal asked for again", "csrc/cuda/driver.cpp", "if (known == s.refusals.end()) known", "known", "test_driver"),
     Mutation("GPU: what an old driver lacks not noticed", "csrc/cuda/driver.cpp", "    if (!s.why_not.empty()) return s.why_not;\n    s.opened", "    s.opened", "test_driver"),

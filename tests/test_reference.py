@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import assert_same_bits, eager, inputs, key_of
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reparam_fused
@@ -119,6 +119,7 @@ def test_derived_keys_are_those_of_torch(seed: int, offset: int, num: int, data:
     assert torch.equal(reparam_fused.key(seed), torch_random.key(seed))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(st.floats(width=32), st.floats(width=32), st.floats(width=32))
 def test_fma_is_rounded_once(a: float, b: float, c: float) -> None:
     """Against exact rational arithmetic, rounded by fractions and numpy's float32."""
