@@ -99,6 +99,7 @@ def peak_memory(device: torch.device) -> str:
     mu, log_var = (torch.ones(1 << 20, device=device, requires_grad=True) for _ in "ab")
     for _ in range(2):  # the first loads what stays
         gc.collect()  # or what others have left would be freed within
+        torch.cuda.synchronize(device)  # and what is queued still
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         z = fused_reparameterize(mu + 1, log_var)  # a mu that is gone unless it is kept
