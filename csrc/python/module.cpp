@@ -1,5 +1,9 @@
 #include "python.h"
 
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#endif
+
 #include <stdexcept>
 
 // The module reparam_fused._C, and what plain calls ask of Python.
@@ -140,6 +144,15 @@ PyModuleDef definition = {
 }  // namespace
 
 const Library* library = nullptr;
+
+void* find_symbol(const char* name) {
+#if defined(_WIN32)
+  (void)name;  // where it would be looked for is not known, and no call is plain
+  return nullptr;
+#else
+  return dlsym(RTLD_DEFAULT, name);
+#endif
+}
 
 bool is_plain_tensor(PyObject* object) {
   if (!is_of(object, torch_.tensor) && !is_of(object, torch_.parameter)) return false;

@@ -9,9 +9,9 @@ namespace reparam_fused {
 namespace {
 
 const auto from_pyobject = reinterpret_cast<AOTITorchError (*)(void*, AtenTensorHandle*)>(
-    abi::lookup_stable_symbol("torch_tensor_from_pyobject"));
+    find_symbol("torch_tensor_from_pyobject"));
 const auto to_pyobject = reinterpret_cast<AOTITorchError (*)(AtenTensorHandle, void*, void**)>(
-    abi::lookup_stable_symbol("torch_tensor_to_pyobject"));
+    find_symbol("torch_tensor_to_pyobject"));
 
 // The view of a CPU tensor that has its values in memory; of any other, none.
 struct PlainTensor {

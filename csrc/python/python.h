@@ -14,6 +14,9 @@ namespace reparam_fused {
 // What it is connected to
 extern const Library* library;
 
+// A function that not every torch has, or null
+void* find_symbol(const char* name);
+
 // A reference that is given up with its scope
 struct Drop {
   void operator()(PyObject* object) const { Py_DECREF(object); }
