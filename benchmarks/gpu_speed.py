@@ -191,7 +191,7 @@ def cases(compile_too: bool, keyed: bool) -> Iterator[tuple[Case, int | None]]:
         if compile_too:
             kl["compile"] = compiled_kl
         yield Case(f"64M {short}, divergence", make, kl, outputs=3), None
-    # Among these is where csrc/cuda/launch.cuh changes from one vector a thread to four.
+    # Among these is where csrc/cuda/launch.cpp changes from one vector a thread to four.
     for n in (2047, 2560, 2**16, 2**18, 2**20, 2**21, 2**22, 2**23, 2**24):
         for dtype in (torch.float32, torch.bfloat16):
             make = partial(uniform, n, dtype=dtype)

@@ -39,13 +39,10 @@ char single_threaded AS("__libc_single_threaded") = 0;
 extern "C" {
 void* old_dlopen(const char*, int);
 void* old_dlsym(void*, const char*);
-int old_dladdr(const void*, Dl_info*);
 OLD(dlopen);
 OLD(dlsym);
-OLD(dladdr);
 HIDDEN void* dlopen(const char* file, int mode) noexcept { return old_dlopen(file, mode); }
 HIDDEN void* dlsym(void* handle, const char* name) noexcept { return old_dlsym(handle, name); }
-HIDDEN int dladdr(const void* of, Dl_info* info) noexcept { return old_dladdr(of, info); }
 }
 #endif
 #endif

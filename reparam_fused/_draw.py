@@ -27,6 +27,15 @@ class Position(NamedTuple):
     offset: int
     captured: tuple[Tensor, Tensor] | None = None
 
+    @staticmethod
+    def of(
+        seed: int, offset: int, captured_seed: Tensor | None, captured_offset: Tensor | None
+    ) -> Position:
+        """From the arguments of the op sample_at."""
+        if captured_seed is None or captured_offset is None:
+            return Position(seed, offset)
+        return Position(seed, offset, (captured_seed, captured_offset))
+
 
 def blocks(mu: Tensor, scale: Tensor) -> int:
     """How many counters a call with these uses: those of an output of their broadcast shape."""

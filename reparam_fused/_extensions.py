@@ -70,9 +70,7 @@ has_triton = gpu_choice != "cuda" and find_spec("triton") is not None
 if library is not None:
     library.reparam_fused_isa.restype = ctypes.c_char_p
     library.reparam_fused_cuda_refusal.restype = ctypes.c_char_p
-    library.reparam_fused_use_cuda_image(
-        os.fsencode(KERNELS) if has_cuda else None, cuda_missing_reason.encode()
-    )
+    library.reparam_fused_use_cuda_image(os.fsencode(KERNELS), cuda_missing_reason.encode())
 
 
 def isa() -> str:

@@ -45,7 +45,7 @@ class Form:
     #: not depend on the scale, which is then neither kept nor given to it.
     second: Callable[[Tensor, Tensor], Tensor] | None = None
 
-    #: The kernels without the dispatcher, of plain tensors on the CPU (csrc/python.cpp):
+    #: The kernels without the dispatcher, of plain tensors on the CPU (csrc/python):
     #: f(x, scale, key), its backward(grad, scale, key), and f(x, scale, generator) with a key
     #: that is drawn. They give the result, or (result, key) for autograd to record, or None
     #: for a call that is not plain: that is the op's.

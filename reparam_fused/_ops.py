@@ -54,11 +54,12 @@ _DRAWING = {
     " -> (Tensor z, Tensor key)",
     "traced_sample": "(Tensor mu, Tensor scale, str form='log_var') -> Tensor",
 }
-for _op, _schema in _PURE.items():
-    library.define(_op + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-for _op, _schema in _DRAWING.items():
-    _tags = (torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded)
-    library.define(_op + _schema, tags=_tags)
+_SCHEMAS = _PURE | _DRAWING
+_TAGS = {op: [torch.Tag.pt2_compliant_tag] for op in _SCHEMAS}
+for _op in _DRAWING:
+    _TAGS[_op].append(torch.Tag.nondeterministic_seeded)
+for _op, _schema in _SCHEMAS.items():
+    library.define(_op + _schema, tags=_TAGS[_op])
 
 
 # What csrc/call.h checks of a direct call, for the kernels in Python
@@ -220,10 +221,8 @@ def _sample_at(
     captured_offset: Tensor | None = None,
     form: str = "log_var",
 ) -> tuple[Tensor, Tensor]:
-    captured = None
-    if captured_seed is not None and captured_offset is not None:
-        captured = (captured_seed, captured_offset)
-    key = _draw.key_at(_draw.Position(seed, offset, captured), mu.device)
+    position = _draw.Position.of(seed, offset, captured_seed, captured_offset)
+    key = _draw.key_at(position, mu.device)
     return sample_from_key(mu, scale, key, form), key
 
 
@@ -251,7 +250,7 @@ library.impl("sample", _sample_on_cuda, "CUDA")
 # cannot serve a GPU, it leaves a call to the op's overload "python", which is one of those.
 for _op, _check in {**_CHECKS, "sample_at": _unchecked}.items():
     _left = f"{_op}.python"
-    library.define(_left + (_PURE | _DRAWING)[_op], tags=(torch.Tag.pt2_compliant_tag,))
+    library.define(_left + _SCHEMAS[_op], tags=_TAGS[_op])
     library.impl(_left, torch.library.fallthrough_kernel, "Autograd")
     _plain = _sample_at if _op == "sample_at" else _from_reference(_op, _check)
     for _name in (_op, _left):

@@ -105,7 +105,7 @@ def _children(key: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
 
 
 def _plain_split(key: Tensor, first: int, num: int | None) -> Tensor | None:
-    """num children of one key, or the first alone, without the dispatcher: csrc/python.cpp."""
+    """num children of one key, or the first alone, without the dispatcher: csrc/python."""
     if torch.compiler.is_compiling() or _extensions.module is None:
         return None
     return _extensions.module.split(key, first, num)  # type: ignore[no-any-return]

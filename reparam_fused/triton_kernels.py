@@ -592,12 +592,9 @@ def sample_at(
     form: str = "log_var",
 ) -> tuple[Tensor, Tensor]:
     """z and its key, drawn in the kernel at the place of a CUDA generator."""
-    captured = None
-    if captured_seed is not None and captured_offset is not None:
-        captured = (captured_seed, captured_offset)
     z = _output(mu, scale)
     key = torch.empty(2, dtype=torch.uint64, device=mu.device)
-    position = Position(seed, offset, captured)
+    position = Position.of(seed, offset, captured_seed, captured_offset)
     return _launch("sample", mu, scale, z, key, form, position=position), key
 
 

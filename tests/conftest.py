@@ -102,7 +102,7 @@ def both_paths(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     if request.param == "op":
         by_the_ops_alone(monkeypatch)
     elif _extensions.library is None:
-        pytest.skip("the C++ extension is not built")
+        pytest.skip("the C++ library is not built")
     return request.param
 
 

@@ -33,7 +33,7 @@ NOISY_OPS = (*SCALED_OPS, "noise")
 READING_OPS = (*SCALED_OPS, "kl_divergence", "kl_divergence_backward")
 
 needs_kernels = pytest.mark.skipif(
-    _extensions.library is None, reason="the C++ extension is not built: reference.py is what runs"
+    _extensions.library is None, reason="the C++ library is not built: reference.py is what runs"
 )
 # Older releases do not convert their tensors for a module of the stable ABI.
 CALLS_CAN_BE_PLAIN = _extensions.module is not None and torch.__version__ >= "2.14"

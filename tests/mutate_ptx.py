@@ -548,7 +548,7 @@ HARMLESS = [
     # Integers that never have the bit in question
     Harmless(
         r"^sign \w+32 .*: (setp\.ge\.u32|mul\.wide\.u32 %rd, %r, [24] |cvt\.u64\.u32|min\.u32)",
-        "in 32-bit kernels every count and index is below 2^31 (launch.cuh)",
+        "in 32-bit kernels every count and index is below 2^31 (launch.cpp)",
         same=True,
     ),
     Harmless(

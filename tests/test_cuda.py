@@ -38,7 +38,7 @@ from reparam_fused import _extensions, _ops
 pytestmark = needs_kernels
 needs_cuda_extension = pytest.mark.skipif(
     not _extensions.has_cuda,
-    reason=f"the CUDA extension is not built: {_extensions.cuda_missing_reason}",
+    reason=f"there are no CUDA kernels: {_extensions.cuda_missing_reason}",
 )
 
 MAIN = 90
@@ -49,7 +49,7 @@ PER_BLOCK = {torch.float32: 2048, torch.float64: 1024, torch.float16: 4096, torc
 
 def on(stand_in: StandIn, arch: int) -> Gpu:
     if not _extensions.has_cuda:
-        pytest.skip(f"not on the CUDA extension: {_extensions.cuda_missing_reason}")
+        pytest.skip(f"not by the CUDA kernels: {_extensions.cuda_missing_reason}")
     if not machine_code.has_nvcc():
         pytest.skip("no nvcc to compile the CUDA kernels with")
     return Gpu(stand_in, arch)

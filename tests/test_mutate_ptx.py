@@ -21,7 +21,7 @@ from reparam_fused import _extensions
 pytestmark = [
     needs_kernels,
     pytest.mark.slow,
-    pytest.mark.skipif(not _extensions.has_cuda, reason="the CUDA extension is not built"),
+    pytest.mark.skipif(not _extensions.has_cuda, reason="there are no CUDA kernels"),
     pytest.mark.skipif(not machine_code.has_nvcc(), reason="no nvcc to compile the kernels with"),
 ]
 

@@ -68,8 +68,7 @@ struct Driver {
 // What there is once for the process. The image stays, for the driver may read it later.
 struct State {
   std::mutex mutex;
-  std::string why_not = "no image was given", image;
-  bool opened = false;
+  std::string path, why_not = "no image was given", image;
   Driver driver{};
   Handle library = nullptr;
   std::map<int, std::string> refusals;  // of the devices that were asked for; empty: served
@@ -168,14 +167,20 @@ class RelaxedCapture {
   int mode_ = kRelaxed;
 };
 
+// Finds the driver and reads the image, once. Why that cannot be, or nothing.
+std::string prepare(State& s) {
+  if (!s.image.empty()) return "";
+  const std::string why_not = open(&s.driver);
+  if (!why_not.empty()) return why_not;
+  std::ifstream file(s.path, std::ios::binary);
+  s.image.assign(std::istreambuf_iterator<char>(file), {});
+  return s.image.empty() ? s.path + " cannot be read" : "";
+}
+
 // Why the device cannot be served, or nothing. Any kernel tells: they are in one image.
 std::string ask(State& s, int device) {
+  if (s.why_not.empty()) s.why_not = prepare(s);
   if (!s.why_not.empty()) return s.why_not;
-  if (!s.opened) {
-    s.why_not = open(&s.driver);
-    if (!s.why_not.empty()) return s.why_not;
-    s.opened = true;
-  }
   const InContext context(s.driver, device);
   const RelaxedCapture relaxed(s.driver);
   Result result = kSuccess;
@@ -195,12 +200,8 @@ std::string ask(State& s, int device) {
 void use_cuda_image(const char* path, const char* why_not) {
   State& s = state();
   const std::lock_guard<std::mutex> lock(s.mutex);
-  if (s.opened) return;
+  s.path = path;
   s.why_not = why_not;
-  if (path == nullptr) return;
-  std::ifstream file(path, std::ios::binary);
-  s.image.assign(std::istreambuf_iterator<char>(file), {});
-  s.why_not = s.image.empty() ? std::string(path) + " cannot be read" : "";
 }
 
 const char* cuda_refusal(int device) {

@@ -12,8 +12,8 @@ namespace reparam_fused {
 using CudaStream = void*;
 using CudaKernel = void*;  // of every device
 
-// Where the kernels lie, a fat binary; or, where `path` is null, why they are not to be used.
-// Before the first tensor on a GPU: later it makes no difference.
+// Where the kernels lie, a fat binary, and why they are not to be used: "" where they are. It is
+// read with the first tensor on a GPU: later, another makes no difference.
 void use_cuda_image(const char* path, const char* why_not);
 
 // Null where the kernels serve the device, or why they do not, words that stay. The driver is

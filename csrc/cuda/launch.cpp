@@ -51,6 +51,14 @@ struct Name {
   }
 };
 
+// So many threads, in blocks of kBlock
+template <class... Arguments>
+void enqueue_kernel(CudaKernel kernel, int64_t threads, int device, CudaStream stream,
+                    Arguments... arguments) {
+  void* pointers[] = {&arguments...};
+  launch_cuda(kernel, (threads + kBlock - 1) / kBlock, kBlock, device, stream, pointers);
+}
+
 struct Launch {
   Name name;
   int device;
@@ -59,9 +67,7 @@ struct Launch {
 
   template <class... Arguments>
   void enqueue(Kind kind, int64_t threads, Arguments... arguments) const {
-    void* pointers[] = {&arguments...};
-    launch_cuda(name.find(kind, device), (threads + kBlock - 1) / kBlock, kBlock, device, stream,
-                pointers);
+    enqueue_kernel(name.find(kind, device), threads, device, stream, arguments...);
   }
 };
 
@@ -227,12 +233,11 @@ void launch_on_cuda(const Derivation& d, int device, CudaStream stream) {
   if (total == 0) return;
   std::atomic<CudaKernel>& kernel = known[folds];
   if (kernel == nullptr) kernel = find_cuda_kernel(folds ? "fold_in" : "child_keys", device);
-  const auto enqueue = [&](auto... arguments) {
-    void* pointers[] = {&arguments...};
-    launch_cuda(kernel, (total + kBlock - 1) / kBlock, kBlock, device, stream, pointers);
-  };
-  if (folds) return enqueue(d.keys, d.key_stride, d.data, d.data_stride, d.n, d.out);
-  enqueue(d.keys, d.n, d.first, total, d.out);
+  if (folds) {
+    return enqueue_kernel(kernel, total, device, stream, d.keys, d.key_stride, d.data,
+                          d.data_stride, d.n, d.out);
+  }
+  enqueue_kernel(kernel, total, device, stream, d.keys, d.n, d.first, total, d.out);
 }
 
 }  // namespace reparam_fused

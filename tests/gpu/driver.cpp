@@ -209,6 +209,8 @@ API CUresult cuLibraryGetKernel(CUkernel* kernel, CUlibrary library, const char*
 API CUresult cuKernelGetFunction(CUfunction* function, CUkernel kernel) {
   ENTER;
   if (thread_state().context < 0) return CUDA_ERROR_INVALID_CONTEXT;
+  // It may be loaded now, and allocate.
+  if (const Status status = while_capturing()) return result(status);
   *function = reinterpret_cast<CUfunction>(kernel);
   return result(resolve(*reinterpret_cast<Function*>(kernel), thread_state().device));
 }
