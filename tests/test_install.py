@@ -4,55 +4,18 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import os
 import pkgutil
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import needs_kernels
+from installing import ROOT, copy_sources, failing_compiler, path_without_compilers, run, script
 
 import reparam_fused
 from reparam_fused import _extensions
-
-ROOT = Path(__file__).parents[1]
-SOURCES = ("csrc", "reparam_fused", "setup.py", "pyproject.toml", "README.md", "LICENSE")
-
-
-def copy_sources(to: Path) -> Path:
-    to.mkdir()
-    for name in SOURCES:
-        source = ROOT / name
-        if source.is_dir():
-            built = shutil.ignore_patterns("*.so", "*.fatbin", "__pycache__")
-            shutil.copytree(source, to / name, ignore=built)
-        else:
-            shutil.copy(source, to / name)
-    return to
-
-
-def run(*command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def path_without_compilers(folder: Path) -> str:
-    """A PATH with the few tools that pip needs."""
-    for tool in ("uname", "env"):
-        if found := shutil.which(tool):
-            (folder / tool).symlink_to(found)
-    return os.pathsep.join([str(folder), str(Path(sys.executable).parent)])
-
 
 USE_IT = """
 import sys, warnings
@@ -87,13 +50,6 @@ def install(source: Path, target: Path, folder: Path, **environment: str) -> str
     return f"{done.returncode}\n{done.stdout}\n{done.stderr}"
 
 
-def script(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
 def test_install_without_a_compiler(tmp_path: Path) -> None:
     """It still installs, works, and says once what is missing and how to get it."""
     source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
@@ -118,11 +74,7 @@ def test_install_without_a_compiler(tmp_path: Path) -> None:
 def test_a_compiler_that_fails_fails_the_install(tmp_path: Path) -> None:
     """In its own words, and nothing is left of it."""
     source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
-    compiler = script(
-        tmp_path / "c++",
-        'case "$1" in -*version) echo "c++ (GCC) 12.2.0"; exit;; esac\n'
-        'echo "no space for $0" >&2; exit 1',
-    )
+    compiler = failing_compiler(tmp_path)
     said = install(source, target, tmp_path / "bin", CXX=str(compiler))
     assert not said.startswith("0\n"), said
     assert f"no space for {compiler}" in said

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 from helpers import needs_kernels
+from installing import ROOT, copy_sources, failing_compiler, run
 
 import reparam_fused
 from reparam_fused import _extensions
 
-ROOT = Path(__file__).parents[1]
 PACKAGE = Path(reparam_fused.__file__).parent
 LIBRARIES = sorted(PACKAGE.glob("*.so"))
 
@@ -104,18 +104,6 @@ def test_how_large_it_is() -> None:
         assert compressed([*files, _extensions.KERNELS]) < 4_000_000
 
 
-def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        list(map(str, command)),
-        cwd=environment.pop("cwd", None),
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-
-
 @needs_kernels
 def test_without_the_module_the_ops_serve(tmp_path: Path) -> None:
     """As in a wheel of py3-none, under another name, which is where Hugging Face's kernels are."""
@@ -136,31 +124,21 @@ print(r.split(r.key(1), 2).tolist())
 """
     expected = program.replace("of_a_hub as r", "reparam_fused as r")
     alone, whole = (
-        run(sys.executable, "-c", p, tmp_path, cwd=str(tmp_path)) for p in (program, expected)
+        run(sys.executable, "-c", p, tmp_path, cwd=tmp_path) for p in (program, expected)
     )
     assert alone.stdout.startswith("None C++ kernels"), alone.stdout
     assert alone.stdout.splitlines()[1:] == whole.stdout.splitlines()[1:]
 
 
-SOURCES = (
-    "csrc", "reparam_fused", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE",
-)  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a copy of the sources, as `python -m build` makes it in an environment that has them."""
-    source = tmp_path_factory.mktemp("source")
-    for name in SOURCES:
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name)
-        else:
-            shutil.copy(ROOT / name, source / name)
+    source = copy_sources(tmp_path_factory.mktemp("sdist") / "source")
     made = run(
         sys.executable, "-c", "from setuptools.build_meta import build_sdist; build_sdist('dist')",
-        cwd=str(source),
+        cwd=source,
     )  # fmt: skip
-    assert made.returncode == 0, made.stdout
+    assert made.returncode == 0, made.stderr
     (archive,) = source.glob("dist/*.tar.gz")
     return archive
 
@@ -183,38 +161,34 @@ def test_the_sdist_in_an_environment_of_another_torch(
     sdist: Path, other_torch: Path, tmp_path: Path, compiler: str
 ) -> None:
     """A fresh one: it is installed there, and the quick part of the tests passes."""
-    broken = tmp_path / "c++"
-    broken.write_text(
-        '#!/bin/sh\ncase "$1" in -*version) echo "c++ (GCC) 12.2.0"; exit;; esac\n'
-        'echo "no space left" >&2; exit 1\n'
-    )
-    broken.chmod(0o755)
+    broken = failing_compiler(tmp_path)
     variables = {"hidden": {"CXX": "none"}, "broken": {"CXX": str(broken)}}.get(compiler, {})
     python = other_torch / "bin" / "python"
     path = os.pathsep.join([str(other_torch / "bin"), os.environ["PATH"]])
     installed = run(
         python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--force-reinstall",
         sdist, PATH=path, REPARAM_FUSED_REQUIRE_EXT="", FORCE_CUDA="", CUDA_HOME="/nonexistent",
-        **variables,
+        cwd=tmp_path, **variables,
     )  # fmt: skip
     if compiler == "broken":
         assert installed.returncode != 0
-        assert "no space left" in installed.stdout
+        assert f"no space for {broken}" in installed.stderr
         return
-    assert installed.returncode == 0, installed.stdout
+    assert installed.returncode == 0, installed.stderr
     tests = shutil.copytree(ROOT / "tests", tmp_path / "tests")
     quick = ["test_functional.py", "test_reference.py", "test_std.py", "test_validation.py"]
-    done = run(python, "-m", "pytest", "-q", *quick, cwd=str(tests), PATH=path)
+    done = run(python, "-m", "pytest", "-q", *quick, cwd=tests, PATH=path)
     assert done.returncode == 0, done.stdout
-    named = run(python, "-c", "import reparam_fused as r; print(r.backends()['cpu'])", cwd="/")
+    named = run(python, "-c", "import reparam_fused as r; print(r.backends()['cpu'])", cwd=tmp_path)
     assert named.stdout.startswith("missing (" if compiler == "hidden" else "C++ kernels")
 
 
 @pytest.fixture(scope="module")
 def other_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
-    assert run(sys.executable, "-m", "venv", folder).returncode == 0
+    assert run(sys.executable, "-m", "venv", folder, cwd=folder).returncode == 0
     needed = ("setuptools>=77", "wheel", "ninja", "numpy", "pytest", "hypothesis", "expecttest")
-    made = run(folder / "bin" / "python", "-m", "pip", "install", "-q", "torch==2.13.0", *needed)
-    assert made.returncode == 0, made.stdout
+    pip = (folder / "bin" / "python", "-m", "pip", "install", "-q")
+    made = run(*pip, "torch==2.13.0", *needed, cwd=folder)
+    assert made.returncode == 0, made.stderr
     return folder
