@@ -33,15 +33,12 @@ struct View {
   Shape shape;
 
   View(AtenTensorHandle tensor) : tensor(tensor) {
-    int64_t *sizes, *strides;
     check(aoti_torch_get_dtype(tensor, &dtype));
     check(aoti_torch_get_device_type(tensor, &device_type));
     check(aoti_torch_get_device_index(tensor, &device_index));
     check(aoti_torch_get_dim(tensor, &shape.ndim));
-    check(aoti_torch_get_sizes(tensor, &sizes));
-    check(aoti_torch_get_strides(tensor, &strides));
-    shape.sizes = sizes;
-    shape.strides = strides;
+    check(aoti_torch_get_sizes(tensor, const_cast<int64_t**>(&shape.sizes)));
+    check(aoti_torch_get_strides(tensor, const_cast<int64_t**>(&shape.strides)));
   }
   View(const Tensor& tensor) : View(tensor.get()) {}
 
@@ -49,7 +46,7 @@ struct View {
     return device_type == other.device_type && device_index == other.device_index;
   }
   const void* data() const {
-    const void* data = nullptr;
+    const void* data;
     check(torch_get_const_data_ptr(tensor, &data));
     return data;
   }
@@ -84,23 +81,17 @@ inline Owned empty_key(const View& device) {
   return empty({1, &size, &stride}, aoti_torch_dtype_uint64(), device);
 }
 
-// In another dtype, as t.to(dtype)
-inline Owned cast(const View& t, int32_t dtype) {
+// What an op of torch's own gives of a tensor
+template <class... Arguments>
+Owned call_aten(const char* op, const char* overload, const View& t, Arguments... arguments) {
   AtenTensorHandle tensor;
   check(aoti_torch_new_tensor_handle(t.tensor, &tensor));
-  StableIValue stack[] = {abi::from(tensor), abi::from(dtype), abi::from(false), abi::from(false),
-                          abi::from(std::nullopt)};
-  check(torch_call_dispatcher("aten::to", "dtype", stack, TORCH_ABI_VERSION));
+  StableIValue stack[] = {abi::from(tensor), abi::from(arguments)...};
+  check(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION));
   return Owned(abi::to<AtenTensorHandle>(stack[0]));
 }
-
-// A row-major copy
-inline Owned copy(const View& t) {
-  Dimensions dims;
-  dims.pack(t.shape);
-  Owned copy = empty(dims.shape(), t.dtype, t);
-  check(aoti_torch_copy_(copy.get(), t.tensor, /*non_blocking=*/0));
-  return copy;
+inline Owned cast(const View& t, int32_t dtype) {
+  return call_aten("aten::to", "dtype", t, dtype, false, false, std::nullopt);
 }
 
 // Of a key or of what is folded into one: 64 bits an element
@@ -112,12 +103,10 @@ inline bool holds_words(const View& t) {
 template <class Run>
 Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, const Run& run,
              int64_t ndim = 3) {
+  const bool words =
+      holds_words(keys) && (!data || (holds_words(*data) && data->on_device_of(keys)));
   Children children(keys.shape, data ? &data->shape : nullptr, first, num, ndim);
-  if (!children.fit || !holds_words(keys) ||
-      (data && !(holds_words(*data) && data->on_device_of(keys)))) {
-    refuse("expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device, got ",
-           name_of_dtype(keys.dtype), " ", keys.shape);
-  }
+  if (!words || !children.fit) children.refuse(name_of_dtype(keys.dtype), keys.shape);
   Derivation d = children.derivation;
   Owned out = empty(children.shape, keys.dtype, keys);
   d.keys = static_cast<const uint64_t*>(keys.data());
@@ -140,8 +129,7 @@ class Call {
     if (x.dtype != dtype) x = View((x_cast_ = cast(x, dtype)).get());
     if (scale.dtype != dtype) scale = View((scale_cast_ = cast(scale, dtype)).get());
     operands_ = {x, scale};
-    dims_.broadcast(x.shape, scale.shape);
-    dims_.lay_out(x.shape, scale.shape);
+    dims_.place(x.shape, scale.tensor == x.tensor ? nullptr : &scale.shape, &options_);
     allocate();
   }
   // Without operands
@@ -154,46 +142,49 @@ class Call {
   Call(const Call&) = delete;
 
   DType dtype() const { return dtype_; }
+  // Of one sample; and of all
   int64_t numel() const { return numel_; }
+  int64_t draws() const { return numel_ * problem_.samples; }
   const Problem& problem() const { return problem_; }
-  const Owned& out() const { return out_; }
-  Tensor take_out() { return Tensor(out_.release()); }
+  const Owned& out(int i = 0) const { return out_[i]; }
+  Tensor take_out(int i = 0) { return Tensor(out_[i].release()); }
   // In place of a key's tensor: two words that outlive the call
   void use_key(const uint64_t* words) { problem_.keys = words; }
 
  private:
   // Makes the output, and the problem where that is not empty.
   void allocate() {
-    check_key();
-    numel_ = dims_.numel();
-    out_ = empty(dims_.shape(), torch_dtype(dtype_), device_);
-    if (key_ && key_->shape.strides[key_->shape.ndim - 1] != 1) {
-      key_ = View((key_copy_ = copy(*key_)).get());
+    const bool fits =
+        !key_ || (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape));
+    if (!fits) dims_.refuse_key(name_of_dtype(key_->dtype), key_->shape);
+    const int results = options_.summed ? 2 : 1;
+    for (int i = 0; i < results; ++i) {
+      out_[i] = empty(dims_.result(options_), torch_dtype(dtype_), device_);
     }
-    if (!options_.noise) dims_.sort_by_memory();
-    problem_.first_index = dims_.number(key_ ? key_->shape : Shape{}, options_);
+    if (key_ && key_->shape.strides[key_->shape.ndim - 1] != 1) {
+      key_ = View((key_copy_ = call_aten("aten::contiguous", "", *key_,
+                                         torch::headeronly::MemoryFormat::Contiguous))
+                      .get());
+    }
+    numel_ = dims_.plan(key_ ? key_->shape : Shape{}, options_, &problem_);
     if (numel_ == 0) return;
-    dims_.merge();
-    dims_.describe(&problem_);
-    problem_.form = options_.form;
-    if (operands_) problem_.x = operands_->first.data();
-    if (operands_) problem_.scale = operands_->second.data();
+    for (int i = 0; i < results; ++i) {
+      check(torch_get_mutable_data_ptr(out_[i].get(), &problem_.results[i]));
+    }
     if (key_) problem_.keys = static_cast<const uint64_t*>(key_->data());
-    check(torch_get_mutable_data_ptr(out_.get(), &problem_.out));
-  }
-
-  void check_key() const {
-    if (!key_) return;
-    if (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape)) return;
-    refuse("expected a uint64 key of shape (2,) or (*batch, 2) for ", dims_.shape(),
-           " on the same device, got ", name_of_dtype(key_->dtype), " ", key_->shape);
+    if (!operands_) return;
+    const auto& [x, scale] = *operands_;
+    problem_.operands[0] = x.data();
+    // Of no samples a scale that is not read would be no memory.
+    const bool none = problem_.samples == 0 && scale.tensor == x.tensor;
+    problem_.operands[1] = none ? problem_.results[1] : scale.data();
   }
 
   View device_;  // any tensor on it
   std::optional<View> key_;
   std::optional<std::pair<View, View>> operands_;
   Options options_;
-  Owned x_cast_, scale_cast_, key_copy_, out_;
+  Owned x_cast_, scale_cast_, key_copy_, out_[2];
   DType dtype_;
   int64_t numel_;
   Dimensions dims_;
@@ -207,39 +198,44 @@ using Boxed = void (*)(StableIValue* stack, uint64_t n_arguments, uint64_t n_res
 // anything else is done, and runs the kernel of an op.
 template <class Device>
 struct Ops {
-  using Ints = const std::optional<Sizes>&;
+  using Given = const Tensor&;
+  using Maybe = const std::optional<Tensor>&;
 
-  static Tensor sample_from_key(const Tensor& mu, const Tensor& scale, const Tensor& key,
-                                const std::string& form, Ints global_shape, Ints global_offset) {
-    const Options options{form_of(form), shape_of(global_shape), shape_of(global_offset)};
-    return Device(mu).run(kSample, Call(mu, scale, key, options));
+  static Tensor sample_from_key(Given mu, Given scale, Given key, Text form, Ints whole, Ints from,
+                                Numbers bounds, Count samples) {
+    const Options options = options_of(form_of(form), bounds, whole, from);
+    return Device(mu).run(kSample, Call(mu, scale, key, with_samples(options, samples)));
   }
 
-  static Tensor sample_backward(const Tensor& grad_z, const std::optional<Tensor>& scale,
-                                const Tensor& key, const std::string& form, Ints global_shape,
-                                Ints global_offset) {
-    const Options options{backward_form_of(form, scale.has_value()), shape_of(global_shape),
-                          shape_of(global_offset)};
+  static Tensor sample_backward(Given grad_z, Maybe scale, Given key, Text form, Ints whole,
+                                Ints from, Numbers bounds) {
+    const Form id = backward_form_of(form, bounds.has_value(), scale.has_value());
+    const Options options = options_of(id, bounds, whole, from);
     return Device(grad_z).run(kSampleBackward, Call(grad_z, scale.value_or(grad_z), key, options));
   }
 
-  static Tensor noise(const Tensor& key, const Sizes& size, ScalarType dtype, Ints global_shape,
-                      Ints global_offset) {
-    const Options options{kLogVar, shape_of(global_shape), shape_of(global_offset)};
-    return Device(key).run(kNoise, Call(key, size, dtype, options));
+  static std::tuple<Tensor, Tensor> samples_backward(Given grad_z, Maybe scale, Given key,
+                                                     Text form, Ints whole, Ints from,
+                                                     Numbers bounds) {
+    const Form id = backward_form_of(form, bounds.has_value(), scale.has_value());
+    const Device device(grad_z);
+    Call call(grad_z, scale.value_or(grad_z), key, summed(options_of(id, bounds, whole, from)));
+    Tensor grad_mu = device.run(kSamplesBackward, std::move(call));
+    return {std::move(grad_mu), call.take_out(1)};
   }
 
-  static Tensor kl_divergence(const Tensor& mu, const Tensor& log_var) {
-    return Device(mu).run(kKlDivergence, Call(mu, log_var, std::nullopt, kWithoutNoise));
+  static Tensor noise(Given key, const Sizes& size, ScalarType dtype, Ints whole, Ints from) {
+    return Device(key).run(kNoise, Call(key, size, dtype, options_of(kLogVar, {}, whole, from)));
   }
 
-  static Tensor kl_divergence_backward(const Tensor& grad, const Tensor& log_var) {
-    return Device(grad).run(kKlDivergenceBackward,
-                            Call(grad, log_var, std::nullopt, kWithoutNoise));
+  // The divergence, of mu, or its backward, of what comes in
+  template <Op op>
+  static Tensor divergence(Given x, Given scale, Text form, Numbers bounds) {
+    const Options options = without_noise(options_of(form_of(form), bounds));
+    return Device(x).run(op, Call(x, scale, std::nullopt, options));
   }
 
-  static Tensor derive(const Tensor& keys, const std::optional<Tensor>& data, int64_t first,
-                       int64_t num) {
+  static Tensor derive(Given keys, Maybe data, int64_t first, int64_t num) {
     const View numbers(data.value_or(keys)), *given = data ? &numbers : nullptr;
     const Device device(keys);
     const auto run = [&](const Derivation& d) { device.derive(d); };
@@ -247,13 +243,14 @@ struct Ops {
   }
 
   static void add_to(abi::StableLibrary& m) {
-    Device::template add<TORCH_BOX(&sample_from_key)>(m, "reparam_fused::sample_from_key");
-    Device::template add<TORCH_BOX(&sample_backward)>(m, "reparam_fused::sample_backward");
-    Device::template add<TORCH_BOX(&noise)>(m, "reparam_fused::noise");
-    Device::template add<TORCH_BOX(&derive)>(m, "reparam_fused::derive");
-    Device::template add<TORCH_BOX(&kl_divergence)>(m, "reparam_fused::kl_divergence");
-    Device::template add<TORCH_BOX(&kl_divergence_backward)>(
-        m, "reparam_fused::kl_divergence_backward");
+#define REPARAM_FUSED_ADD(name, op) Device::template add<TORCH_BOX(&op)>(m, "reparam_fused::" name)
+    REPARAM_FUSED_ADD("sample_from_key", sample_from_key);
+    REPARAM_FUSED_ADD("sample_backward", sample_backward);
+    REPARAM_FUSED_ADD("samples_backward", samples_backward);
+    REPARAM_FUSED_ADD("noise", noise);
+    REPARAM_FUSED_ADD("derive", derive);
+    REPARAM_FUSED_ADD("kl_divergence", divergence<kKlDivergence>);
+    REPARAM_FUSED_ADD("kl_divergence_backward", divergence<kKlDivergenceBackward>);
   }
 };
 

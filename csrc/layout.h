@@ -112,16 +112,26 @@ struct Children {
     strides[2] = 1;
     shape = {ndim, sizes + 3 - ndim, strides + 3 - ndim};
   }
+
+  [[noreturn]] static void refuse(const std::string& dtype, const Shape& keys) {
+    reparam_fused::refuse(
+        "expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device, got ", dtype,
+        " ", keys);
+  }
 };
 
 // What the scale is given as, and where the output lies in a larger tensor, of whose
 // noise it takes its part: neither shape nor offset in a call of the whole.
 struct Options {
   Form form = kLogVar;
+  std::optional<Bounds> bounds = {};
   std::optional<Shape> global_shape = {}, global_offset = {};
   bool noise = true;
+  // So many samples of each element: a dimension of the output before the others, or, where they
+  // are summed, of the first operand.
+  std::optional<int64_t> samples = {};
+  bool summed = false;
 };
-constexpr Options kWithoutNoise{kLogVar, {}, {}, false};
 
 inline Form form_of(const std::string& name) {
   const Form form = form_id(name.data(), name.size());
@@ -132,10 +142,40 @@ inline Form form_of(const std::string& name) {
 }
 
 // Of a backward, which takes the scale where its derivative depends on it
-inline Form backward_form_of(const std::string& name, bool has_scale) {
+inline Form backward_form_of(const std::string& name, bool bounded, bool has_scale) {
   const Form form = form_of(name);
-  if (has_scale == form_backward_reads(form)) return form;
-  refuse("sample_backward takes ", has_scale ? "no" : "a", " scale in the form ", name);
+  if (has_scale == (bounded || form_backward_reads(form))) return form;
+  refuse("sample_backward takes ", has_scale ? "no" : "a", " scale in the form ", name,
+         bounded ? " within bounds" : "");
+}
+
+// As an op is given them: bounds are low, high and min_std.
+using Text = const std::string&;
+using Ints = const std::optional<Sizes>&;
+using Numbers = const std::optional<std::vector<double>>&;
+using Count = std::optional<int64_t>;
+
+inline Options options_of(Form form, Numbers bounds, Ints global_shape = {},
+                          Ints global_offset = {}) {
+  Options options{form};
+  if (bounds && bounds->size() != 3) refuse("expected bounds of 3 numbers, got ", bounds->size());
+  if (bounds) options.bounds = {(*bounds)[0], (*bounds)[1], (*bounds)[2]};
+  options.global_shape = shape_of(global_shape);
+  options.global_offset = shape_of(global_offset);
+  return options;
+}
+inline Options with_samples(Options options, Count samples) {
+  if (samples && *samples < 0) refuse("expected samples not to be negative, got ", *samples);
+  options.samples = samples;
+  return options;
+}
+inline Options without_noise(Options options) {
+  options.noise = false;
+  return options;
+}
+inline Options summed(Options options) {
+  options.summed = true;
+  return options;
 }
 
 // As torch promotes: a tensor without dimensions gives way to one with them.
@@ -156,6 +196,39 @@ class Dimensions {
   int64_t strides[kStrides][kMaxRank];
 
   Shape shape() const { return {ndim, sizes, strides[kOut]}; }
+  // Of each result
+  Shape result(const Options& options) const {
+    return options.summed ? Shape{ndim - 1, sizes + 1, strides[kOut] + 1} : shape();
+  }
+
+  // Of a call with these operands; a scale that is not read is that of x.
+  void place(Shape x, const Shape* scale, Options* options) {
+    int64_t sample_stride = 0;
+    if (options->summed) {
+      if (x.ndim < 1) refuse("expected a dimension of samples, got ", x);
+      options->samples = x.sizes[0];
+      sample_stride = x.strides[0];
+      x = {x.ndim - 1, x.sizes + 1, x.strides + 1};
+    }
+    broadcast(x, scale ? *scale : x);
+    lay_out(x, scale ? *scale : x);
+    if (options->samples) add_samples(*options->samples, sample_stride);
+  }
+
+  // The problem but for its memory, unless it is empty. Returns the elements of one sample.
+  int64_t plan(const Shape& key, const Options& options, Problem* problem) {
+    if (!options.noise) sort_by_memory();
+    problem->first_index = number(key, options);
+    problem->samples = 1;
+    if (options.samples) take_samples(problem, options.summed);
+    const int64_t numel = this->numel();
+    if (numel == 0) return 0;
+    merge();
+    describe(problem);
+    problem->form = options.form;
+    problem->bounds = options.bounds ? &*options.bounds : nullptr;
+    return numel;
+  }
 
   int64_t numel() const { return reparam_fused::numel(shape()); }
 
@@ -215,8 +288,38 @@ class Dimensions {
     for (const int k : {kX, kScale}) std::copy_n(strides[kOut], ndim, strides[k]);
   }
 
+  // A dimension of samples before the others, so far from each other in the first operand.
+  void add_samples(int64_t samples, int64_t x_stride) {
+    ++ndim;
+    check_rank();
+    int64_t stride = 1;
+    for (int64_t d = ndim - 1; d > 0; --d) {
+      sizes[d] = sizes[d - 1];
+      for (auto& of : strides) of[d] = of[d - 1];
+      stride *= std::max<int64_t>(sizes[d], 1);
+    }
+    sizes[0] = samples;
+    strides[kX][0] = x_stride;
+    strides[kScale][0] = 0;
+    strides[kOut][0] = stride;
+  }
+
+  // And away again, to where a problem has it
+  void take_samples(Problem* problem, bool summed) {
+    problem->samples = sizes[0];
+    problem->sample_stride = strides[summed ? kX : kOut][0];
+    problem->sample_index_stride = strides[kIndex][0];
+    problem->sample_key_stride = strides[kKey][0];
+    --ndim;
+    for (int64_t d = 0; d < ndim; ++d) {
+      sizes[d] = sizes[d + 1];
+      for (auto& of : strides) of[d] = of[d + 1];
+    }
+  }
+
   // In the noise, numbered in row-major order of the whole, from 0 in each slice that a
-  // key tells apart. Returns the index of the first element.
+  // key tells apart. One key for all samples does not: they are numbered within the slices of
+  // the others. Returns the index of the first element.
   int64_t number(const Shape& key, const Options& options) {
     const int64_t batch = batch_of(key);
     const auto &whole = options.global_shape, &from = options.global_offset;
@@ -235,9 +338,10 @@ class Dimensions {
         refuse("dimension ", d, " of the output, ", sizes[d], " from ", offset, ", is not within ",
                size);
       }
+      const bool numbered = d >= batch || (d == 0 && options.samples && key.sizes[0] == 1);
       strides[kKey][d] = d < batch && key.sizes[d] != 1 ? key.strides[d] : 0;
-      strides[kIndex][d] = d < batch ? 0 : stride;
-      if (d < batch) continue;
+      strides[kIndex][d] = numbered ? stride : 0;
+      if (!numbered) continue;
       first += offset * stride;
       // None of these is negative.
       if (size != 0 && stride > INT64_MAX / size) {
@@ -291,11 +395,16 @@ class Dimensions {
       problem->segment_numel *= sizes[--problem->outer_ndim];
     }
     problem->sizes = sizes;
-    problem->x_strides = strides[kX];
-    problem->scale_strides = strides[kScale];
-    problem->out_strides = strides[kOut];
+    problem->operand_strides[0] = strides[kX];
+    problem->operand_strides[1] = strides[kScale];
+    for (auto& result : problem->result_strides) result = strides[kOut];
     problem->index_strides = strides[kIndex];
     problem->key_strides = strides[kKey];
+  }
+
+  [[noreturn]] void refuse_key(const std::string& dtype, const Shape& key) const {
+    refuse("expected a uint64 key of shape (2,) or (*batch, 2) for ", shape(),
+           " on the same device, got ", dtype, " ", key);
   }
 
   // Whether a key of this shape tells slices of the output apart

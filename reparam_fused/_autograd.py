@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,29 +25,53 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
 from . import _ops
-from ._forms import KL_DIVERGENCE, SAMPLE, Form
-
-Block: TypeAlias = tuple[Sequence[int] | None, Sequence[int] | None] | None
+from ._forms import FORMS, Bounds, Call
 
 
-def gradient_of_scale(
-    form: Form, grad: Tensor, scale: Tensor | None, key: Tensor | None, block: Block
-) -> Tensor:
+def _options(call: Call, key: Tensor | None) -> tuple[Any, ...]:
+    """What an op takes after its operands: no more than differs from what it takes by itself."""
+    if key is None:
+        return (call.form.name,) if call.bounds is None else (call.form.name, call.bounds)
+    if call.bounds is None:
+        return (key, call.form.name, *(call.block or ()))
+    return (key, call.form.name, *(call.block or (None, None)), call.bounds)
+
+
+def gradient_of_scale(call: Call, grad: Tensor, scale: Tensor | None, key: Tensor | None) -> Tensor:
     """The gradient of the scale, differentiable again."""
-    if block is None and not is_compiling():
-        result = form.plain_backward(grad, scale, key)
+    if not is_compiling():
+        result = call.plain_backward(grad, scale, key)
         if type(result) is tuple:
-            return _apply_backward(form, result, grad, scale, None)
+            return _apply_backward(call, result, grad, scale)
         if result is not None:
             return result  # type: ignore[no-any-return]
-    arguments: tuple[Any, ...] = ()
-    if form.name:
-        arguments = (key, form.name) if block is None else (key, form.name, *block)
-    return getattr(_ops, form.backward)(grad, scale, *arguments)  # type: ignore[no-any-return]
+    op = _ops.sample_backward if call.draws else _ops.kl_divergence_backward
+    return op(grad, scale, *_options(call, key))
+
+
+def gradients_of_samples(
+    call: Call, grad: Tensor, scale: Tensor | None, key: Tensor, by_scale: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Those of mu and of the scale from that of samples, differentiable again.
+
+    If that of mu alone is asked for, the other is of sigma, and needs no scale.
+    """
+    if not by_scale:
+        call, scale = call._replace(form=FORMS["std"], bounds=None), None
+    result = None if is_compiling() else call.plain_backward(grad, scale, key)
+    if result is None:
+        result = _ops.samples_backward(grad, scale, *_options(call, key))
+    return result
+
+
+def samples_of_sigma(call: Call, mu: Tensor, sigma: Tensor, key: Tensor) -> Tensor:
+    """The samples of a call with this mu and this sigma, differentiable again."""
+    block = call.block or (None, None)
+    return _ops.sample_from_key(mu, sigma, key, "std", *block, None, call.samples)
 
 
 class Forward(_SingleLevelFunction):
-    """f(x, scale) of any form, for ``Forward.apply(form, (f, key), x, scale, block)``.
+    """f(x, scale) of any form, for ``Forward.apply(call, (f, key), x, scale)``.
 
     It has been computed by then: what a Function computes itself, torch.func's other levels
     would not see. In a tuple, for torch would take a tensor for an operand.
@@ -57,24 +81,18 @@ class Forward(_SingleLevelFunction):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        form: Form,
-        result: tuple[Tensor, Tensor | None],
-        x: Tensor,
-        scale: Tensor,
-        block: Block,
+        ctx: Any, call: Call, result: tuple[Tensor, Tensor | None], x: Tensor, scale: Tensor
     ) -> Tensor:
-        _, _, by_x, by_scale, _ = ctx.needs_input_grad
+        _, _, by_x, by_scale = ctx.needs_input_grad
         tangents = forward_ad._current_level >= 0
         # Of what the derivatives need, no more than those that are asked for.
         _save(
             ctx,
-            form,
-            block,
-            result,
-            x if form.by_x is not None and (by_x or tangents) else None,
-            scale if form.second is not None and (by_scale or tangents) else None,
-            by_scale or tangents,
+            call,
+            x if not call.draws and (by_x or tangents) else None,
+            scale if call.backward_reads() and (by_scale or tangents) else None,
+            result[1] if by_scale or tangents or call.samples is not None else None,
+            result[0],
         )
         return result[0]
 
@@ -82,27 +100,38 @@ class Forward(_SingleLevelFunction):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         by_x = by_scale = None
         if grad is not None:
-            form = ctx.form
+            call: Call = ctx.call
             x, scale, key = ctx.saved_tensors
-            _, _, needs_x, needs_scale, _ = ctx.needs_input_grad
-            if needs_x:
-                by_x = grad if form.by_x is None else form.by_x(grad, x)
-            if needs_scale:
-                by_scale = gradient_of_scale(form, grad, scale, key, ctx.block)
-        return None, None, by_x, by_scale, None
+            _, _, needs_x, needs_scale = ctx.needs_input_grad
+            if call.samples is not None:
+                by_x, by_scale = gradients_of_samples(call, grad, scale, key, needs_scale)
+                if not needs_scale:
+                    by_scale = None
+            else:
+                if needs_x:
+                    by_x = call.by_x(grad, x)
+                if needs_scale:
+                    by_scale = gradient_of_scale(call, grad, scale, key)
+        return None, None, by_x, by_scale
 
     @staticmethod
-    def jvp(
-        ctx: Any, _f: None, _r: None, x_t: Tensor | None, scale_t: Tensor | None, _b: None
-    ) -> Tensor | None:
-        form: Form = ctx.form
+    def jvp(ctx: Any, _c: None, _r: None, x_t: Tensor | None, scale_t: Tensor | None) -> Any:
+        call: Call = ctx.call
         by_x, by_scale = x_t, None
         with _tangents(ctx) as (x, scale, key):
-            if x_t is not None and form.by_x is not None:
-                by_x = form.by_x(x_t, x)
+            if call.samples is not None:
+                if scale_t is None:
+                    return _total(ctx, x_t)
+                sigma_t = scale_t if scale is None else scale_t * call.slope(scale)
+                mu_t = torch.zeros_like(sigma_t) if x_t is None else x_t
+                shape = ctx.shape[1:]
+                return _total(
+                    ctx, samples_of_sigma(call, mu_t.expand(shape), sigma_t.expand(shape), key)
+                )
+            if x_t is not None:
+                by_x = call.by_x(x_t, x)
             if scale_t is not None:
-                scale_t = scale_t.expand(ctx.shape)
-                by_scale = gradient_of_scale(form, scale_t, scale, key, ctx.block)
+                by_scale = gradient_of_scale(call, scale_t.expand(ctx.shape), scale, key)
             return _total(ctx, by_x, by_scale)
 
 
@@ -118,14 +147,13 @@ class Backward(_SingleLevelFunction):
     @staticmethod
     def forward(
         ctx: Any,
-        form: Form,
+        call: Call,
         result: tuple[Tensor, Tensor | None],
         grad: Tensor,
         scale: Tensor | None,
-        block: Block,
     ) -> Tensor:
         # Without a scale it is linear in grad, which is then not needed again.
-        _save(ctx, form, block, result, None if scale is None else grad, scale, True)
+        _save(ctx, call, None if scale is None else grad, scale, result[1], result[0])
         return result[0]
 
     @staticmethod
@@ -134,47 +162,93 @@ class Backward(_SingleLevelFunction):
         if grad_out is not None:
             grad, scale, key = ctx.saved_tensors
             if ctx.needs_input_grad[2]:
-                by_grad = gradient_of_scale(ctx.form, grad_out, scale, key, ctx.block)
+                by_grad = gradient_of_scale(ctx.call, grad_out, scale, key)
             if ctx.needs_input_grad[3]:
-                by_scale = _second(ctx, grad_out * grad, scale, key)
-        return None, None, by_grad, by_scale, None
+                by_scale = _second(ctx.call, grad_out * grad, scale, key)
+        return None, None, by_grad, by_scale
 
     @staticmethod
-    def jvp(
-        ctx: Any, _f: None, _r: None, grad_t: Tensor | None, scale_t: Tensor | None, _b: None
-    ) -> Tensor | None:
+    def jvp(ctx: Any, _c: None, _r: None, grad_t: Tensor | None, scale_t: Tensor | None) -> Any:
         by_grad = by_scale = None
         with _tangents(ctx) as (grad, scale, key):
             if grad_t is not None:
-                grad_t = grad_t.expand(ctx.shape)
-                by_grad = gradient_of_scale(ctx.form, grad_t, scale, key, ctx.block)
+                by_grad = gradient_of_scale(ctx.call, grad_t.expand(ctx.shape), scale, key)
             if scale_t is not None:
-                by_scale = _second(ctx, grad * scale_t, scale, key)
+                by_scale = _second(ctx.call, grad * scale_t, scale, key)
             return _total(ctx, by_grad, by_scale)
+
+
+class BackwardOfSamples(_SingleLevelFunction):
+    """The gradients of mu and of the scale, summed over samples: linear in those that come in.
+
+    Their derivative by what comes in are samples again, of the products with those that are
+    summed; by the scale it is made of itself, as in Backward.
+    """
+
+    _compiled_autograd_key = torch.autograd.Function._compiled_autograd_key
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        result: tuple[Tensor, Tensor, Tensor],
+        grad: Tensor,
+        scale: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        grad_mu, grad_scale, key = result
+        ctx.dtype_of_grad = grad.dtype
+        _save(ctx, call, None if scale is None else grad, scale, key, grad_scale)
+        return grad_mu, grad_scale
+
+    @staticmethod
+    def backward(
+        ctx: Any, by_mu: Tensor | None, by_scale: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        grad, scale, key = ctx.saved_tensors
+        of_grad = of_scale = None
+        call: Call = ctx.call
+        if ctx.needs_input_grad[2] and not (by_mu is None and by_scale is None):
+            zero = key.new_zeros((), dtype=ctx.dtype_of_grad)
+            sigma = zero if by_scale is None else by_scale
+            if scale is not None:
+                sigma = sigma * call.slope(scale)
+            of_grad = samples_of_sigma(call, zero if by_mu is None else by_mu, sigma, key)
+        if ctx.needs_input_grad[3] and by_scale is not None:
+            of_scale = _second_of_samples(call, by_scale, grad, scale, key)
+        return None, None, of_grad, of_scale
+
+    @staticmethod
+    def jvp(ctx: Any, _c: None, _r: None, grad_t: Tensor | None, scale_t: Tensor | None) -> Any:
+        by_mu = by_grad = by_scale = None
+        with _tangents(ctx) as (grad, scale, key):
+            if grad_t is not None:
+                by_mu, by_grad = gradients_of_samples(ctx.call, grad_t, scale, key)
+            if scale_t is not None:
+                by_scale = _second_of_samples(ctx.call, scale_t, grad, scale, key)
+            return _total(ctx, by_mu), _total(ctx, by_grad, by_scale)
 
 
 _apply_backward: Callable[..., Tensor] = Backward.apply  # type: ignore[attr-defined]
 
 
-def _second(ctx: Any, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
+def _second(call: Call, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
     """The derivative of the backward by the scale, times what comes in."""
-    second: Callable[[Tensor, Tensor], Tensor] = ctx.form.second
-    return second(gradient_of_scale(ctx.form, product, scale, key, ctx.block), product)
+    return call.second(gradient_of_scale(call, product, scale, key), product, scale)
+
+
+def _second_of_samples(
+    call: Call, by_scale: Tensor, grad: Tensor, scale: Tensor, key: Tensor
+) -> Tensor:
+    first = by_scale * gradients_of_samples(call, grad, scale, key)[1]
+    return call.second(first, by_scale, scale)
 
 
 def _save(
-    ctx: Any,
-    form: Form,
-    block: Block,
-    result: tuple[Tensor, Tensor | None],
-    x: Tensor | None,
-    scale: Tensor | None,
-    with_key: bool,
+    ctx: Any, call: Call, x: Tensor | None, scale: Tensor | None, key: Tensor | None, out: Tensor
 ) -> None:
-    out, key = result
-    ctx.form, ctx.block = form, block
+    ctx.call = call
     ctx.set_materialize_grads(False)
-    kept = (x, scale, key if with_key else None)
+    kept = (x, scale, key)
     ctx.save_for_backward(*kept)
     if forward_ad._current_level >= 0:
         ctx.save_for_forward(*kept)
@@ -229,26 +303,47 @@ def _apply(function: Any, *arguments: Any) -> Tensor:
         _functorch.set_single_level_autograd_function_allowed(allowed)
 
 
-def _differentiated(name: str, function: Any) -> None:
-    """Register the derivatives of one of the ops that a table's row names."""
+def _differentiated_sample(name: str, function: Any) -> None:
+    """Register the derivatives of a pure op of samples: of their backward, if it has one output."""
     op = getattr(_ops, name)
 
     def kernel(
         keyset: Any,
         x: Tensor,
         scale: Tensor | None,
-        key: Tensor | None = None,
+        key: Tensor,
         form: str = "log_var",
         global_shape: Sequence[int] | None = None,
         global_offset: Sequence[int] | None = None,
-    ) -> Tensor:
-        rest = () if key is None else (key, form, global_shape, global_offset)
-        result: Tensor = _below(op, keyset, x, scale, *rest)
+        bounds: Bounds | None = None,
+        *samples: int | None,
+    ) -> Any:
+        options = (key, form, global_shape, global_offset, bounds, *samples)
+        result = _below(op, keyset, x, scale, *options)
         if not _recorded(x, scale):
             return result
-        row = KL_DIVERGENCE if key is None else SAMPLE[form]
         block = None if global_shape is None else (global_shape, global_offset)
-        return _apply(function, row, (result, key), x, scale, block)
+        call = Call(FORMS[form], True, bounds, block, *samples)
+        if function is BackwardOfSamples:
+            call = call._replace(samples=x.shape[0])
+            return _apply(function, call, (*result, key), x, scale)
+        return _apply(function, call, (result, key), x, scale)
+
+    _ops.library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def _differentiated_divergence(name: str, function: Any) -> None:
+    """Register the derivatives of an op of the divergence."""
+    op = getattr(_ops, name)
+
+    def kernel(
+        keyset: Any, x: Tensor, scale: Tensor, form: str = "log_var", bounds: Bounds | None = None
+    ) -> Tensor:
+        result: Tensor = _below(op, keyset, x, scale, form, bounds)
+        if not _recorded(x, scale):
+            return result
+        call = Call(FORMS[form], False, bounds)
+        return _apply(function, call, (result, None), x, scale)
 
     _ops.library.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -258,12 +353,19 @@ def _differentiated_draw(name: str) -> None:
     op = getattr(_ops, name)
 
     def kernel(
-        keyset: Any, mu: Tensor, scale: Tensor, source: Any = None, form: str = "log_var"
+        keyset: Any,
+        mu: Tensor,
+        scale: Tensor,
+        source: Any = None,
+        form: str = "log_var",
+        bounds: Bounds | None = None,
+        samples: int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        result: tuple[Tensor, Tensor] = _below(op, keyset, mu, scale, source, form)
+        result: tuple[Tensor, Tensor] = _below(op, keyset, mu, scale, source, form, bounds, samples)
         if not _recorded(mu, scale):
             return result
-        return _apply(Forward, SAMPLE[form], result, mu, scale, None), result[1]
+        call = Call(FORMS[form], True, bounds, None, samples)
+        return _apply(Forward, call, result, mu, scale), result[1]
 
     _ops.library.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -294,12 +396,17 @@ def _batch_first(t: Tensor, dim: int | None, rank: int) -> Tensor:
 
 
 def _over_batch(
-    call: Callable[..., Tensor],
+    call: Callable[..., Any],
     operands: Sequence[Tensor | None],
     key: Tensor | None = None,
     block: Sequence[Any] = (None, None),
-) -> Tensor:
-    """call(operands, key, block), which is said of one example, as one call for all of them."""
+    samples: Sequence[bool] = (),
+) -> Any:
+    """call(operands, key, block), which is said of one example, as one call for all of them.
+
+    The first dimension of what `samples` says, of the operands and then of the result, of the
+    key and of the block, is one of samples, which the batch comes after.
+    """
     level = _level()
     size, rank, pairs = None, 0, []
     for t in (*operands, key):
@@ -308,27 +415,44 @@ def _over_batch(
         if pair[1] is not None:
             size = pair[0].shape[pair[1]]
     *examples, (key, key_dim) = pairs
+    of_samples = samples or [False] * (len(operands) + 1)
     if size is not None:
-        for t, dim in examples:
+        for (t, dim), sampled in zip(examples, of_samples, strict=False):
             if t is not None:
-                rank = max(rank, t.dim() - (dim is not None))
-        operands = [None if t is None else _batch_first(t, dim, rank) for t, dim in examples]
+                rank = max(rank, t.dim() - (dim is not None) - sampled)
+        batched: list[Tensor | None] = []
+        for (t, dim), sampled in zip(examples, of_samples, strict=False):
+            if t is not None:
+                t = _batch_first(t, dim, rank + sampled)
+                t = t.movedim(0, 1) if sampled else t
+            batched.append(t)
+        operands = batched
         if key is not None:
             key = _batch_first(key, key_dim, 0)
             if key_dim is None:
                 key = key.expand(size, *key.shape[1:])
+            if samples:
+                # One key for all samples has no dimension of them.
+                key = key.unsqueeze(0) if key.dim() == 2 else key.movedim(0, 1)
             x = operands[0]
-            if x is not None and x.shape[0] != size:  # the batch may be of the key alone
-                operands[0] = x.expand(size, *x.shape[1:])
+            at = int(of_samples[0])
+            if x is not None and x.shape[at] != size:  # the batch may be of the key alone
+                operands[0] = x.expand(*x.shape[:at], size, *x.shape[at + 1 :])
         if None not in block:
-            block = [(n, *sizes) for n, sizes in zip((size, 0), block, strict=True)]
+            at = 1 if samples else 0
+            block = [
+                (*sizes[:at], n, *sizes[at:]) for n, sizes in zip((size, 0), block, strict=True)
+            ]
     with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
         result = call(operands, key, block)
-    # Of tensors that are batched at other levels alone, it is none of this one.
-    return result if size is None else _functorch._add_batch_dim(result, 0, level)
+    if size is None:  # of tensors that are batched at other levels alone, it is none of this one
+        return result
+    if isinstance(result, tuple):
+        return tuple(_functorch._add_batch_dim(t, 0, level) for t in result)
+    return _functorch._add_batch_dim(result, int(of_samples[-1]), level)
 
 
-def _batched_sample(op: Any) -> Callable[..., Tensor]:
+def _batched_sample(op: Any) -> Callable[..., Any]:
     def rule(
         x: Tensor,
         scale: Tensor | None,
@@ -336,17 +460,27 @@ def _batched_sample(op: Any) -> Callable[..., Tensor]:
         form: str = "log_var",
         global_shape: Sequence[int] | None = None,
         global_offset: Sequence[int] | None = None,
-    ) -> Tensor:
-        def call(operands: Sequence[Tensor], key: Tensor, block: Sequence[Any]) -> Tensor:
-            return op(*operands, key, form, *block)  # type: ignore[no-any-return]
+        bounds: Bounds | None = None,
+        *samples: int | None,
+    ) -> Any:
+        def call(operands: Sequence[Tensor], key: Tensor, block: Sequence[Any]) -> Any:
+            return op(*operands, key, form, *block, bounds, *samples)
 
-        return _over_batch(call, (x, scale), key, (global_shape, global_offset))
+        sampled: Sequence[bool] = ()
+        if op is _ops.samples_backward:
+            sampled = (True, False, False)
+        elif samples and samples[0] is not None:
+            sampled = (False, False, True)
+        return _over_batch(call, (x, scale), key, (global_shape, global_offset), sampled)
 
     return rule
 
 
 def _batched_divergence(op: Any) -> Callable[..., Tensor]:
-    return lambda x, log_var: _over_batch(lambda operands, *_: op(*operands), (x, log_var))
+    def rule(x: Tensor, scale: Tensor, *options: Any) -> Tensor:
+        return _over_batch(lambda operands, *_: op(*operands, *options), (x, scale))  # type: ignore[no-any-return]
+
+    return rule
 
 
 def _batched_noise(
@@ -361,7 +495,8 @@ def _batched_noise(
 
     # An operand of the noise's shape, which only the key batches
     example = torch.empty(size, device="meta")
-    return _over_batch(call, (example,), key, (global_shape, global_offset))
+    eps: Tensor = _over_batch(call, (example,), key, (global_shape, global_offset))
+    return eps
 
 
 def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
@@ -387,10 +522,16 @@ def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> 
     return _functorch._add_batch_dim(derived.view(num, size, n, 2), 1, level)
 
 
-for _form, _rule in ((SAMPLE["log_var"], _batched_sample), (KL_DIVERGENCE, _batched_divergence)):
-    for _name, _function in ((_form.forward, Forward), (_form.backward, Backward)):
-        _differentiated(_name, _function)  # of every form: they share their ops
-        _ops.library.impl(_name, _rule(getattr(_ops, _name)), "FuncTorchBatched")
+for _name, _function in (
+    ("sample_from_key", Forward),
+    ("sample_backward", Backward),
+    ("samples_backward", BackwardOfSamples),
+):
+    _differentiated_sample(_name, _function)
+    _ops.library.impl(_name, _batched_sample(getattr(_ops, _name)), "FuncTorchBatched")
+for _name, _function in (("kl_divergence", Forward), ("kl_divergence_backward", Backward)):
+    _differentiated_divergence(_name, _function)
+    _ops.library.impl(_name, _batched_divergence(getattr(_ops, _name)), "FuncTorchBatched")
 for _name in ("sample", "sample_fresh"):
     _differentiated_draw(_name)
 _ops.library.impl("noise", _batched_noise, "FuncTorchBatched")

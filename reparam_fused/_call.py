@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,9 +18,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _draw, _ops, _validate
 from ._autograd import Forward
-from ._forms import KL_DIVERGENCE, SAMPLE, Form
-
-_LOG_VAR, _STD = SAMPLE["log_var"], SAMPLE["std"]
+from ._forms import KL_DIVERGENCE, SAMPLE, Bounds, Call
+from ._validate import Clamp
 
 
 def _levels(transform: TransformType) -> int:
@@ -63,46 +64,79 @@ def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
     return scale
 
 
-def _autocast_exp(mu: Tensor, log_var: Tensor) -> Tensor:
-    """log_var as autocast has it for exp, which it computes in float32 on all but CPUs."""
+def _autocast_exp(mu: Tensor, scale: Tensor) -> Tensor:
+    """The scale as autocast has it for exp and softplus, which it computes in float32 on all but
+    CPUs."""
     if mu.is_cpu or mu.is_meta or not torch.is_autocast_enabled(mu.device.type):
-        return log_var
-    return log_var if log_var.dtype == torch.float64 else log_var.float()
+        return scale
+    return scale if scale.dtype == torch.float64 else scale.float()
 
 
-def plain(form: Form, mu: Any, scale: Any, key: Any = None, generator: Any = None) -> Tensor | None:
+def _with(call: Call, bounds: Bounds | None, samples: int | None = None) -> Call:
+    """The call within bounds, of so many samples."""
+    return call._replace(bounds=bounds, samples=samples)
+
+
+# Nearly every program has a few of them.
+_known_with = functools.lru_cache(maxsize=64)(_with)
+
+
+def plain(call: Call, mu: Any, scale: Any, key: Any = None, generator: Any = None) -> Tensor | None:
     """A plain eager call, by the shortest way; None for any other, errors included."""
-    if key is None and form.name:
-        result = form.plain_draw(mu, scale, generator)
+    if key is None and call.draws:
+        result = call.plain_draw(mu, scale, generator)
     else:
-        result = form.plain(mu, scale, key)
+        result = call.plain(mu, scale, key)
     if type(result) is tuple:
-        result = Forward.apply(form, result, mu, scale, None)  # type: ignore[attr-defined]
+        result = Forward.apply(call, result, mu, scale)  # type: ignore[attr-defined]
     return result  # type: ignore[no-any-return]
+
+
+def _options(call: Call) -> tuple[Any, ...]:
+    """What an op that draws takes at the end: in a graph no more than differs."""
+    if call.bounds is None and call.samples is None:
+        return (call.form.name,)
+    return call.form.name, call.bounds, call.samples
+
+
+def as_sampled(z: Tensor, sample_shape: Sequence[int]) -> Tensor:
+    """z with its dimension of samples in this shape."""
+    return z if len(sample_shape) < 2 else z.view(*sample_shape, *z.shape[1:])
 
 
 def reparameterize(
     function: Callable[..., Tensor],
     mu: Tensor,
     log_var: Tensor | float | None,
+    log_std: Tensor | float | None,
     std: Tensor | float | None,
+    rho: Tensor | float | None,
+    clamp: Clamp | None,
+    min_std: float,
+    sample_shape: Sequence[int],
     key: Tensor | None,
     generator: torch.Generator | None,
     global_shape: Sequence[int] | None,
     global_offset: Sequence[int] | None,
 ) -> Tensor:
     """A call of fused_reparameterize, which is `function`."""
-    form, scale = (_LOG_VAR, log_var) if std is None else (_STD, std)
+    name = "fused_reparameterize"
+    form, scale = _validate.form_of(name, log_var, log_std, std, rho)
+    call = SAMPLE[form]
+    if clamp is not None or min_std != 0 or sample_shape != ():
+        sample_shape = _validate.check_sizes(name, "sample_shape", sample_shape)
+        bounds = _validate.bounds_of(name, clamp, min_std)
+        samples = math.prod(sample_shape) if len(sample_shape) > 0 else None
+        call = (_with if is_compiling() else _known_with)(call, bounds, samples)
     if (
         global_shape is None
         and global_offset is None
-        and (std is None or log_var is None)
-        and (key is None or generator is None)
+        and (key is None or (generator is None and len(sample_shape) < 2))
         and not is_compiling()
     ):
-        z = plain(form, mu, scale, key, generator)
+        z = plain(call, mu, scale, key, generator)
         if z is not None:
-            return z
+            return as_sampled(z, sample_shape)
     tensors = [t for t in (mu, scale, key) if t is not None]
     if has_torch_function(tensors):
         return handle_torch_function(
@@ -110,60 +144,139 @@ def reparameterize(
             tensors,
             mu,
             log_var,
+            log_std=log_std,
             std=std,
+            rho=rho,
+            clamp=clamp,
+            min_std=min_std,
+            sample_shape=sample_shape,
             key=key,
             generator=generator,
             global_shape=global_shape,
             global_offset=global_offset,
         )
-    _validate.check_reparameterize(mu, log_var, std, key, generator, global_shape, global_offset)
-    assert scale is not None
+    _validate.check_reparameterize(
+        mu, form, scale, sample_shape, key, generator, global_shape, global_offset
+    )
     if is_dtensor(mu) or is_dtensor(scale):
         from . import _dtensor
 
         if global_shape is not None:
             raise ValueError(
-                "fused_reparameterize(): global_shape is for plain tensors; a DTensor knows its own"
+                f"{name}(): global_shape is for plain tensors; a DTensor knows its own"
             )
-        return _dtensor.reparameterize(function, mu, form.name, scale, key, generator)
-    _check_forward_mode("fused_reparameterize")
+        options = {"clamp": clamp, "min_std": min_std, "sample_shape": sample_shape}
+        return _dtensor.reparameterize(function, mu, form, scale, key, generator, options)
+    _check_forward_mode(name)
     scale = _as_tensor(scale, mu)
-    if form is _LOG_VAR:
+    if form != "std":
         scale = _autocast_exp(mu, scale)
     if _exported():
         if key is not None or generator is not None:
             given = "generator" if key is None else "key"
             raise NotImplementedError(
-                f"fused_reparameterize(): a {given} cannot go into torch.jit.trace or "
+                f"{name}(): a {given} cannot go into torch.jit.trace or "
                 "torch.onnx.export, whose programs run without this package and draw noise of "
                 "their own; call it without one there, or save the model by torch.export"
             )
-        return form.line(*torch.broadcast_tensors(mu, scale))
+        return as_sampled(call.line(mu, scale), sample_shape)
     if key is None:
         if is_compiling() and generator is None and not _are_functorch_transforms_active():
-            return _ops.traced_sample(mu, scale, form.name)
+            return as_sampled(_ops.traced_sample(mu, scale, *_options(call)), sample_shape)
         if not is_compiling() and _levels(TransformType.Vmap) == 0:
-            return _ops.sample(mu, scale, generator, form.name)[0]
+            z, _ = _ops.sample(mu, scale, generator, *_options(call))
+            return as_sampled(z, sample_shape)
         key = _draw.mapped_key(mu.device, generator)
-    return _ops.sample_from_key(mu, scale, key, form.name, global_shape, global_offset)
+    if call.samples is not None:
+        key, global_shape, global_offset = _flat_samples(
+            sample_shape, key, global_shape, global_offset
+        )
+    form, *rest = _options(call)
+    z = _ops.sample_from_key(mu, scale, key, form, global_shape, global_offset, *rest)
+    return as_sampled(z, sample_shape)
 
 
-def kl_divergence(function: Callable[..., Tensor], mu: Tensor, log_var: Tensor | float) -> Tensor:
+def mean(mu: Tensor, form: str, scale: Tensor | float, sample_shape: Sequence[int]) -> Tensor:
+    """mu, in the shape and the dtype that samples with this scale have."""
+    shape = _validate.check_pair("fused_reparameterize", mu, form, scale)
+    dtype = mu.dtype
+    if isinstance(scale, Tensor):
+        if form != "std":
+            scale = _autocast_exp(mu, scale)
+        # torch.result_type, which torch.compile cannot follow: of two floating-point types, one
+        # without dimensions does not count.
+        if (mu.dim() > 0) == (scale.dim() > 0):
+            dtype = torch.promote_types(dtype, scale.dtype)
+        elif scale.dim() > 0:
+            dtype = scale.dtype
+    return mu.to(dtype).expand(*sample_shape, *shape)
+
+
+def _flat_samples(
+    sample_shape: Sequence[int],
+    key: Tensor,
+    global_shape: Sequence[int] | None,
+    global_offset: Sequence[int] | None,
+) -> tuple[Tensor, Sequence[int] | None, Sequence[int] | None]:
+    """A key and a block with one dimension for all of sample_shape."""
+    n = len(sample_shape)
+    if n == 1:
+        return key, global_shape, global_offset
+    batch = key.shape[:-1]
+    if len(batch) > 0:
+        first = math.prod(batch[:n])
+        key = key.reshape(first, *batch[n:], 2)
+    if global_shape is not None and global_offset is not None:
+        inner = math.prod(global_shape[1:n])
+        global_shape = (global_shape[0] * inner, *global_shape[n:])
+        global_offset = (global_offset[0] * inner, *global_offset[n:])
+    return key, global_shape, global_offset
+
+
+def kl_divergence(
+    function: Callable[..., Tensor],
+    mu: Tensor,
+    log_var: Tensor | float | None,
+    log_std: Tensor | float | None,
+    std: Tensor | float | None,
+    rho: Tensor | float | None,
+    clamp: Clamp | None,
+    min_std: float,
+) -> Tensor:
     """A call of fused_kl_divergence, which is `function`."""
+    name = "fused_kl_divergence"
+    form, scale = _validate.form_of(name, log_var, log_std, std, rho)
+    call = KL_DIVERGENCE[form]
+    if clamp is not None or min_std != 0:
+        call = _with(call, _validate.bounds_of(name, clamp, min_std))
     if not is_compiling():
-        kl = plain(KL_DIVERGENCE, mu, log_var)
+        kl = plain(call, mu, scale)
         if kl is not None:
             return kl
-    if has_torch_function((mu, log_var)):
-        return handle_torch_function(function, (mu, log_var), mu, log_var)
-    name = "fused_kl_divergence"
-    _validate.check_pair(name, mu, "log_var", log_var)
-    if is_dtensor(mu) or is_dtensor(log_var):
+    if has_torch_function((mu, scale)):
+        return handle_torch_function(
+            function,
+            (mu, scale),
+            mu,
+            log_var,
+            log_std=log_std,
+            std=std,
+            rho=rho,
+            clamp=clamp,
+            min_std=min_std,
+        )
+    _validate.check_pair(name, mu, form, scale)
+    if is_dtensor(mu) or is_dtensor(scale):
         from . import _dtensor
 
-        return _dtensor.elementwise(name, function, mu, log_var)
+        options = {"clamp": clamp, "min_std": min_std}
+        return _dtensor.elementwise(name, function, mu, form, scale, options)
     _check_forward_mode(name)
-    log_var = _as_tensor(log_var, mu)
+    scale = _as_tensor(scale, mu)
     if _exported():
-        return KL_DIVERGENCE.line(*torch.broadcast_tensors(mu, log_var))
-    return _ops.kl_divergence(mu, _autocast_exp(mu, log_var))
+        return call.line(*torch.broadcast_tensors(mu, scale))
+    if form != "std":
+        scale = _autocast_exp(mu, scale)
+    if call.bounds is None:
+        return _ops.kl_divergence(mu, scale, form)
+    return _ops.kl_divergence(mu, scale, form, call.bounds)

@@ -37,9 +37,10 @@ class Position(NamedTuple):
         return Position(seed, offset, (captured_seed, captured_offset))
 
 
-def blocks(mu: Tensor, scale: Tensor) -> int:
-    """How many counters a call with these uses: those of an output of their broadcast shape."""
-    numel = broadcast(mu.shape, scale.shape).numel()
+def blocks(mu: Tensor, scale: Tensor, samples: int | None = None) -> int:
+    """How many counters a call with these uses: those of an output of their broadcast shape, or
+    of so many samples of it."""
+    numel = broadcast(mu.shape, scale.shape).numel() * (1 if samples is None else samples)
     return -(-numel // (2 if torch.result_type(mu, scale) == torch.float64 else 4))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -95,22 +97,30 @@ def _checked(function: str, mu: Tensor, name: str, scale: object) -> tuple[DTens
     return mu, scale
 
 
+def _as_whole(
+    local: Tensor, mesh: DeviceMesh, placements: Sequence[Placement], whole: Tensor
+) -> DTensor:
+    """The DTensor that is laid out as the whole, of this rank's part."""
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride()
+    )
+
+
 def elementwise(
-    function: str, call: Callable[[Tensor, Tensor], Tensor], mu: Tensor, log_var: Tensor | float
+    function: str,
+    call: Callable[..., Tensor],
+    mu: Tensor,
+    form: str,
+    scale: Tensor | float,
+    options: dict[str, Any],
 ) -> DTensor:
     """A call of this name, of DTensors, in which every element is on its own."""
-    mu, log_var = _checked(function, mu, "log_var", log_var)
-    whole = _meta(mu, log_var)
-    placements = _output_placements(whole.shape, mu, log_var)
-    local = call(*(_local(t, whole.shape, placements) for t in (mu, log_var)))
-    return DTensor.from_local(
-        local,
-        mu.device_mesh,
-        placements,
-        run_check=False,
-        shape=whole.shape,
-        stride=whole.stride(),
-    )
+    mu, scale = _checked(function, mu, form, scale)
+    whole = _meta(mu, scale)
+    placements = _output_placements(whole.shape, mu, scale)
+    local_mu, local_scale = (_local(t, whole.shape, placements) for t in (mu, scale))
+    local = call(local_mu, **{form: local_scale}, **options)
+    return _as_whole(local, mu.device_mesh, placements, whole)
 
 
 def reparameterize(
@@ -120,20 +130,30 @@ def reparameterize(
     scale: Tensor | float,
     key: Tensor | None,
     generator: torch.Generator | None,
+    options: dict[str, Any],
 ) -> DTensor:
     """fused_reparameterize, which is `call`, of DTensors."""
     mu, scale = _checked("fused_reparameterize", mu, form, scale)
     mesh = mu.device_mesh
-    whole = _meta(mu, scale)
+    one = _meta(mu, scale)
+    placements = _output_placements(one.shape, mu, scale)
+    local_mu, local_scale = (_local(t, one.shape, placements) for t in (mu, scale))
+    # The dimensions of samples come before those that the mesh cuts.
+    sample_shape: tuple[int, ...] = tuple(options["sample_shape"])
+    n = len(sample_shape)
+    whole = one if n == 0 else reference.output_of_samples(one, math.prod(sample_shape))
+    if n > 1:
+        whole = whole.view(*sample_shape, *one.shape)
     shape = whole.shape
-    placements = _output_placements(shape, mu, scale)
+    placements = [Shard(p.dim + n) if isinstance(p, Shard) else p for p in placements]
     local_shape, offset = _block(shape, mesh, placements)
     if key is None:
-        blocks = _draw.blocks(mu, scale)
-        key = _shared_key(mesh, mu.device, generator, blocks)
+        samples = math.prod(sample_shape) if n > 0 else None
+        key = _shared_key(mesh, mu.device, generator, _draw.blocks(mu, scale, samples))
     elif isinstance(key, DTensor):
         key = key.full_tensor()
-    # Dimensions that the key tells apart are cut with the key, and count from 0.
+    # Dimensions that the key tells apart are cut with the key, and count from 0: but not those
+    # of samples, in which none is cut.
     _, batch = reference.slice_keys(key, shape)
     for dim in range(batch):
         if key.size(dim) > 1:
@@ -141,12 +161,11 @@ def reparameterize(
     global_shape = (*local_shape[:batch], *shape[batch:])
     global_offset = (*[0] * batch, *offset[batch:])
     z = call(
-        _local(mu, shape, placements),
-        **{form: _local(scale, shape, placements)},
+        local_mu,
+        **{form: local_scale},
+        **options,
         key=key,
         global_shape=global_shape,
         global_offset=global_offset,
     )
-    return DTensor.from_local(
-        z, mesh, placements, run_check=False, shape=shape, stride=whole.stride()
-    )
+    return _as_whole(z, mesh, placements, whole)

@@ -1,97 +1,194 @@
-"""The table of forms: what tells one fused function from another, a row for each.
+"""The table of forms: what the scale may be given as, a row for each.
 
-A row is all that Python knows of a form of the scale. _autograd.py differentiates any row,
-_ops.py computes one where nothing is compiled; a form is added here, in csrc/common and in
-triton_kernels.py, and nowhere else.
+A row is all that Python knows of a form. _autograd.py differentiates any row, _ops.py computes
+one where nothing is compiled; a form is added here, in csrc/common and in triton_kernels.py, and
+nowhere else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _extensions, reference
 
-
-def not_plain(*_: object) -> None:
-    """What a plain call is where the compiled module is missing."""
-    return
+#: What is done with the scale before sigma is made of it, and then with sigma: the low and the
+#: high end of a clamp, and what is added. None: nothing.
+Bounds: TypeAlias = tuple[float, float, float]
+#: global_shape and global_offset
+Block: TypeAlias = tuple[Sequence[int] | None, Sequence[int] | None]
 
 
 @dataclass(eq=False)
 class Form:
-    """A function f(x, scale) of each element, and what its derivatives need."""
+    """sigma of a scale, and the chain rule back to it."""
 
-    #: The ops, and how they are told the form. Nothing: an op of one form, without noise.
-    forward: str
-    backward: str
     name: str
-    #: The line that is replaced, of x and a scale of one shape, for programs that run without
-    #: this package.
-    line: Callable[[Tensor, Tensor], Tensor]
-    #: By reference.py, bit for bit: sigma of the scale, and the chain rule from a gradient of
-    #: sigma back to the scale. None for an op without noise.
-    sigma: Callable[[Tensor], Tensor] | None = None
-    chain: Callable[[Tensor, Tensor], Tensor] | None = None
-    #: The gradient of x from that of f. None: it is that of f.
-    by_x: Callable[[Tensor, Tensor], Tensor] | None = None
-    #: The derivative of the backward by the scale, from (backward(g), g), where g is the
-    #: product of what comes in with the backward's own gradient. None: the backward does
-    #: not depend on the scale, which is then neither kept nor given to it.
-    second: Callable[[Tensor, Tensor], Tensor] | None = None
-
-    #: The kernels without the dispatcher, of plain tensors on the CPU (csrc/python):
-    #: f(x, scale, key), its backward(grad, scale, key), and f(x, scale, generator) with a key
-    #: that is drawn. They give the result, or (result, key) for autograd to record, or None
-    #: for a call that is not plain: that is the op's.
-    plain: Callable[..., Any] = field(default=not_plain, init=False)
-    plain_backward: Callable[..., Any] = field(default=not_plain, init=False)
-    plain_draw: Callable[..., Any] = field(default=not_plain, init=False)
+    #: By reference.py, bit for bit: sigma, and the gradient of the scale from that of sigma.
+    sigma: Callable[[Tensor], Tensor]
+    chain: Callable[[Tensor, Tensor], Tensor]
+    #: In torch's own differentiable operations: sigma, its derivative, and the factor that makes
+    #: of the derivative the second one. No factor: the derivative does not depend on the scale.
+    std: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    ratio: Callable[[Tensor], Tensor | float] | None
+    #: How much of log_var, ln sigma^2, a unit of the scale is; 0: it is another function.
+    log_var: float
+    #: The number that csrc has for it
+    id: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if (module := _extensions.module) is None:
-            return
-        ops, forms = module.kernels()["ops"], module.kernels()["forms"]
-        form = forms[self.name] if self.name else 0
-        self.plain = partial(module.launch, ops[self.forward], form)
-        self.plain_backward = partial(module.launch, ops[self.backward], form)
-        if self.name:
-            self.plain_draw = partial(module.draw, form)
+        if _kernels is not None:
+            self.id = _kernels["forms"][self.name]
 
 
-#: z = mu + sigma eps, by what the scale is given as.
-SAMPLE = {
+_module = _extensions.module
+_kernels = _module.kernels() if _module is not None else None
+
+#: What the scale is given as
+FORMS = {
     form.name: form
     for form in (
-        # sigma = exp(log_var / 2), and its derivative is itself, halved, again and again.
         Form(
-            "sample_from_key", "sample_backward", "log_var",
-            line=lambda mu, log_var: mu + torch.exp(0.5 * log_var) * torch.randn_like(mu),
+            "log_var",
             sigma=lambda log_var: reference.sigma(log_var),
             chain=lambda grad_sigma, log_var: grad_sigma * reference.sigma(log_var, 0.5),
-            second=lambda first, _: first * 0.5,
+            std=lambda log_var: torch.exp(0.5 * log_var),
+            slope=lambda log_var: 0.5 * torch.exp(0.5 * log_var),
+            ratio=lambda _: 0.5,
+            log_var=1.0,
         ),
         Form(
-            "sample_from_key", "sample_backward", "std",
-            line=lambda mu, std: mu + std * torch.randn_like(mu),
+            "std",
             sigma=lambda std: std,
             chain=lambda grad_sigma, _: grad_sigma,
+            std=lambda std: std,
+            slope=torch.ones_like,
+            ratio=None,
+            log_var=0.0,
+        ),
+        # Blundell et al., Weight Uncertainty in Neural Networks, 2015
+        Form(
+            "rho",
+            sigma=lambda rho: reference.softplus(rho),
+            chain=lambda grad_sigma, rho: grad_sigma * reference.sigmoid(rho),
+            std=lambda rho: torch.logaddexp(rho, torch.zeros_like(rho)),
+            slope=torch.sigmoid,
+            ratio=lambda rho: torch.sigmoid(-rho),
+            log_var=0.0,
         ),
     )
 }  # fmt: skip
 
-#: (mu^2 + e^log_var - 1 - log_var) / 2, whose backward by log_var is g (e^log_var - 1) / 2:
-#: the derivative of that is itself and g / 2 more.
-KL_DIVERGENCE = Form(
-    "kl_divergence", "kl_divergence_backward", "",
-    line=lambda mu, log_var: 0.5 * (mu.square() + torch.exp(log_var) - 1 - log_var),
-    by_x=lambda grad, mu: grad * mu,
-    second=lambda first, g: first + 0.5 * g,
-)  # fmt: skip
 
-FORMS = (*SAMPLE.values(), KL_DIVERGENCE)
+def _clamped(bounds: Bounds | None, scale: Tensor) -> Tensor:
+    return scale if bounds is None else scale.clamp(*bounds[:2])
+
+
+class Call(NamedTuple):
+    """What a call of an op asks for beside its tensors: one function of them, and its derivatives.
+
+    Of a form of the scale it is the sample, mu + sigma eps, of one element or of `samples` of
+    each; or the divergence, (mu^2 + sigma^2 - 1 - ln sigma^2) / 2.
+    """
+
+    form: Form
+    draws: bool = True
+    bounds: Bounds | None = None
+    block: Block | None = None
+    samples: int | None = None
+
+    def backward_reads(self) -> bool:
+        """Whether the gradient of the scale depends on the scale."""
+        return not self.draws or self.form.ratio is not None or self.bounds is not None
+
+    def by_x(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of x from that of the function of one element."""
+        return grad if self.draws else grad * x
+
+    # In torch's own differentiable operations
+
+    def std(self, scale: Tensor) -> Tensor:
+        """sigma"""
+        std = self.form.std(_clamped(self.bounds, scale))
+        return std if self.bounds is None else std + self.bounds[2]
+
+    def slope(self, scale: Tensor) -> Tensor:
+        """The derivative of sigma by the scale."""
+        clamped = _clamped(self.bounds, scale)
+        slope = self.form.slope(clamped)
+        return slope if self.bounds is None else torch.where(clamped == scale, slope, 0)
+
+    def log_var(self, scale: Tensor) -> Tensor | None:
+        """ln sigma^2 where the form has it without a logarithm."""
+        if not self.form.log_var or (self.bounds is not None and self.bounds[2] != 0):
+            return None
+        return self.form.log_var * _clamped(self.bounds, scale)
+
+    def line(self, mu: Tensor, scale: Tensor) -> Tensor:
+        """The line that is replaced, for programs that run without this package."""
+        if not self.draws and (log_var := self.log_var(scale)) is not None:
+            return 0.5 * (mu.square() + torch.exp(log_var) - 1 - log_var)
+        std = self.std(scale)
+        if not self.draws:
+            return 0.5 * (mu.square() + std.square() - 1) - std.abs().log()
+        std = std.expand(torch.broadcast_shapes(mu.shape, std.shape))
+        mu = mu.expand_as(std)
+        one = mu if self.samples is None else mu.expand(self.samples, *mu.shape)
+        return one + std * torch.randn_like(one)
+
+    def second(self, first: Tensor, grad: Tensor, scale: Tensor) -> Tensor:
+        """The derivative of the scale's gradient by the scale, where `first` is that gradient
+        for the incoming one `grad`."""
+        clamped, ratio = _clamped(self.bounds, scale), self.form.ratio
+        if self.draws:
+            assert ratio is not None or self.bounds is not None
+            return torch.zeros_like(first) if ratio is None else first * ratio(clamped)
+        if (unit := self.form.log_var) and self.bounds is None:
+            return unit * first + 0.5 * unit**2 * grad
+        std, slope = self.std(scale), self.slope(scale)
+        by_slope = (1 + std**-2) * slope.square()
+        if ratio is not None:
+            by_slope = by_slope + (std - 1 / std) * slope * ratio(clamped)
+        return grad * by_slope
+
+    # The kernels without the dispatcher, of plain tensors on the CPU (csrc/python): they give the
+    # result, or (result, key) for autograd to record, or None for a call that is not plain: that
+    # is the op's.
+
+    def plain(self, x: Any, scale: Any, key: Any) -> Any:
+        """The function, under this key if it draws."""
+        if _kernels is None or self.block is not None:
+            return None
+        op = _SAMPLE if self.draws else _KL
+        return _launch(op, self.form.id, x, scale, key, self.bounds, self.samples)
+
+    def plain_backward(self, grad: Any, scale: Any, key: Any) -> Any:
+        """The gradient of the scale; of samples (that of mu, that of the scale), and no key."""
+        if _kernels is None or self.block is not None:
+            return None
+        op = _KL_BACKWARD
+        if self.draws:
+            op = _SAMPLE_BACKWARD if self.samples is None else _SAMPLES_BACKWARD
+        return _launch(op, self.form.id, grad, scale, key, self.bounds, None)
+
+    def plain_draw(self, mu: Any, scale: Any, generator: Any) -> Any:
+        """The sample, under a key that is drawn."""
+        if _kernels is None or self.block is not None:
+            return None
+        return _draw(self.form.id, mu, scale, generator, self.bounds, self.samples)
+
+
+if _module is not None and _kernels is not None:
+    _launch, _draw, _ops = _module.launch, _module.draw, _kernels["ops"]
+    _SAMPLE, _KL = _ops["sample_from_key"], _ops["kl_divergence"]
+    _SAMPLE_BACKWARD, _KL_BACKWARD = _ops["sample_backward"], _ops["kl_divergence_backward"]
+    _SAMPLES_BACKWARD = _ops["samples_backward"]
+
+#: The calls that are most, made once: of each form the sample and the divergence.
+SAMPLE = {name: Call(form) for name, form in FORMS.items()}
+KL_DIVERGENCE = {name: Call(form, draws=False) for name, form in FORMS.items()}

@@ -2,23 +2,26 @@
 
     sample_from_key(mu, scale, key, ...) -> z
     sample_backward(grad_z, scale, key, ...) -> grad_scale
+    samples_backward(grad_z, scale, key, ...) -> (grad_mu, grad_scale)
     noise(key, size, dtype, ...) -> eps
-    kl_divergence(mu, log_var) -> kl
-    kl_divergence_backward(grad, log_var) -> grad_log_var
+    kl_divergence(mu, scale, ...) -> kl
+    kl_divergence_backward(grad, scale, ...) -> grad_scale
     derive(keys, data, first, num) -> keys
     sample(mu, scale, generator=None, ...) -> (z, key)
     sample_fresh(mu, scale, fresh, ...) -> (z, key)
     sample_at(mu, scale, seed, offset, ...) -> (z, key)
     traced_sample(mu, scale, ...) -> z
 
-The first six are pure functions: randomness enters only through the key. `sample` draws a
+The first seven are pure functions: randomness enters only through the key. `sample` draws a
 key, on a GPU in the kernel that uses it: at the place of a generator that `sample_at` is
 told. `sample_fresh` is `sample` in a graph, where an empty tensor of its own keeps two calls
 from being merged into one; `traced_sample` gives it that tensor.
 
-`form` says what the scale is, a row of _forms.py; a backward that does not depend on the
-scale takes None. (global_shape, global_offset) is the block's place in a larger tensor, of
-whose noise it takes its part. A key is a uint64 or int64 tensor, of the same 128 bits.
+`form` says what the scale is, a row of _forms.py; `bounds` are the low and the high end of a
+clamp of it, and what is added to sigma. A backward that does not depend on the scale takes
+None. (global_shape, global_offset) is the block's place in a larger tensor, of whose noise it
+takes its part. `samples` of each element are a dimension of z before the others, over which
+`samples_backward` sums. A key is a uint64 or int64 tensor, of the same 128 bits.
 """
 
 from __future__ import annotations
@@ -31,28 +34,34 @@ import torch
 from torch import Tensor
 
 from . import _draw, _extensions, _forms, reference
+from ._forms import Bounds
 from ._validate import KEY_DTYPES, broadcast
 
 library = torch.library.Library("reparam_fused", "DEF")
+_FORM = "str form='log_var'"
 _BLOCK = "SymInt[]? global_shape=None, SymInt[]? global_offset=None"
+_BOUNDS = "float[]? bounds=None"
+_SAMPLES = f"{_BOUNDS}, SymInt? samples=None"
 _PURE = {
-    "sample_from_key": f"(Tensor mu, Tensor scale, Tensor key, str form='log_var', {_BLOCK})"
+    "sample_from_key": f"(Tensor mu, Tensor scale, Tensor key, {_FORM}, {_BLOCK}, {_SAMPLES})"
     " -> Tensor",
-    "sample_backward": "(Tensor grad_z, Tensor? scale, Tensor key, str form='log_var', "
-    f"{_BLOCK}) -> Tensor",
+    "sample_backward": f"(Tensor grad_z, Tensor? scale, Tensor key, {_FORM}, {_BLOCK}, {_BOUNDS})"
+    " -> Tensor",
+    "samples_backward": f"(Tensor grad_z, Tensor? scale, Tensor key, {_FORM}, {_BLOCK}, {_BOUNDS})"
+    " -> (Tensor grad_mu, Tensor grad_scale)",
     "noise": f"(Tensor key, SymInt[] size, ScalarType dtype, {_BLOCK}) -> Tensor",
-    "kl_divergence": "(Tensor mu, Tensor log_var) -> Tensor",
-    "kl_divergence_backward": "(Tensor grad, Tensor log_var) -> Tensor",
+    "kl_divergence": f"(Tensor mu, Tensor scale, {_FORM}, {_BOUNDS}) -> Tensor",
+    "kl_divergence_backward": f"(Tensor grad, Tensor scale, {_FORM}, {_BOUNDS}) -> Tensor",
     "derive": "(Tensor keys, Tensor? data, SymInt first, SymInt num) -> Tensor",
 }
 _DRAWING = {
-    "sample": "(Tensor mu, Tensor scale, Generator? generator=None, str form='log_var')"
+    "sample": f"(Tensor mu, Tensor scale, Generator? generator=None, {_FORM}, {_SAMPLES})"
     " -> (Tensor z, Tensor key)",
     "sample_at": "(Tensor mu, Tensor scale, int seed, int offset, Tensor? captured_seed=None, "
-    "Tensor? captured_offset=None, str form='log_var') -> (Tensor z, Tensor key)",
-    "sample_fresh": "(Tensor mu, Tensor scale, Tensor fresh, str form='log_var')"
+    f"Tensor? captured_offset=None, {_FORM}, {_SAMPLES}) -> (Tensor z, Tensor key)",
+    "sample_fresh": f"(Tensor mu, Tensor scale, Tensor fresh, {_FORM}, {_SAMPLES})"
     " -> (Tensor z, Tensor key)",
-    "traced_sample": "(Tensor mu, Tensor scale, str form='log_var') -> Tensor",
+    "traced_sample": f"(Tensor mu, Tensor scale, {_FORM}, {_SAMPLES}) -> Tensor",
 }
 _SCHEMAS = _PURE | _DRAWING
 _TAGS = {op: [torch.Tag.pt2_compliant_tag] for op in _SCHEMAS}
@@ -70,10 +79,14 @@ def _require(holds: bool, message: str) -> None:
         raise RuntimeError(f"reparam_fused: {message}")
 
 
-def _check_form(form: str) -> None:
+def _check_form(form: str, bounds: Sequence[float] | None = None) -> None:
     _require(
-        form in _forms.SAMPLE,
-        f"expected form to be {' or '.join(_forms.SAMPLE)}, got {form}",
+        form in _forms.FORMS,
+        f"expected form to be {' or '.join(_forms.FORMS)}, got {form}",
+    )
+    _require(
+        bounds is None or len(bounds) == 3,
+        f"expected bounds of 3 numbers, got {len(bounds or ())}",
     )
 
 
@@ -116,23 +129,52 @@ def _check_place(
 
 
 def _check_sample(
-    mu: Tensor, scale: Tensor, key: Tensor, form: str = "log_var", *block: Any
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Sequence[float] | None = None,
+    samples: int | None = None,
 ) -> None:
-    _check_form(form)
-    _check_place(broadcast(mu.shape, scale.shape), key, *block)
+    _check_form(form, bounds)
+    shape: Sequence[int] = broadcast(mu.shape, scale.shape)
+    if samples is not None:
+        _require(samples >= 0, f"expected samples not to be negative, got {samples}")
+        shape = (samples, *shape)
+    _check_place(shape, key, global_shape, global_offset)
 
 
 def _check_backward(
-    grad: Tensor, scale: Tensor | None, key: Tensor, form: str = "log_var", *block: Any
+    grad: Tensor,
+    scale: Tensor | None,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Sequence[float] | None = None,
 ) -> None:
-    _check_form(form)
-    takes_scale = _forms.SAMPLE[form].second is not None
+    _check_form(form, bounds)
+    takes_scale = _forms.SAMPLE[form].backward_reads() or bounds is not None
     _require(
         (scale is not None) == takes_scale,
-        f"sample_backward takes {'a' if takes_scale else 'no'} scale in the form {form}",
+        f"sample_backward takes {'a' if takes_scale else 'no'} scale in the form {form}"
+        + (" within bounds" if bounds is not None else ""),
     )
     shape = grad.shape if scale is None else broadcast(grad.shape, scale.shape)
-    _check_place(shape, key, *block)
+    _check_place(shape, key, global_shape, global_offset)
+
+
+def _check_samples(grad: Tensor, *arguments: Any) -> None:
+    _require(grad.dim() > 0, "expected a dimension of samples, got ()")
+    _check_backward(grad, *arguments)
+
+
+def _check_divergence(
+    mu: Tensor, scale: Tensor, form: str = "log_var", bounds: Sequence[float] | None = None
+) -> None:
+    _check_form(form, bounds)
 
 
 def _check_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> None:
@@ -164,9 +206,10 @@ def _unchecked(*_: Any) -> None:
 _CHECKS: dict[str, Callable[..., None]] = {
     "sample_from_key": _check_sample,
     "sample_backward": _check_backward,
+    "samples_backward": _check_samples,
     "noise": _check_noise,
-    "kl_divergence": _unchecked,
-    "kl_divergence_backward": _unchecked,
+    "kl_divergence": _check_divergence,
+    "kl_divergence_backward": _check_divergence,
     "derive": _check_derive,
 }
 
@@ -196,20 +239,32 @@ def _from_triton(op: str, check: Callable[..., None]) -> Callable[..., Any]:
 
 
 def _sample(
-    mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
+    mu: Tensor,
+    scale: Tensor,
+    generator: torch.Generator | None = None,
+    form: str = "log_var",
+    bounds: Bounds | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check_form(form)
-    key = _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale))
-    return sample_from_key(mu, scale, key, form), key
+    _check_form(form, bounds)
+    key = _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale, samples))
+    return sample_from_key(mu, scale, key, form, None, None, bounds, samples), key
 
 
 def _sample_on_cuda(
-    mu: Tensor, scale: Tensor, generator: torch.Generator | None = None, form: str = "log_var"
+    mu: Tensor,
+    scale: Tensor,
+    generator: torch.Generator | None = None,
+    form: str = "log_var",
+    bounds: Bounds | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check_form(form)
-    with _draw.drawn(mu.device, generator, _draw.blocks(mu, scale)) as position:
+    _check_form(form, bounds)
+    with _draw.drawn(mu.device, generator, _draw.blocks(mu, scale, samples)) as position:
         captured = position.captured or (None, None)
-        return sample_at(mu, scale, position.seed, position.offset, *captured, form)
+        return sample_at(
+            mu, scale, position.seed, position.offset, *captured, form, bounds, samples
+        )
 
 
 def _sample_at(
@@ -220,24 +275,24 @@ def _sample_at(
     captured_seed: Tensor | None = None,
     captured_offset: Tensor | None = None,
     form: str = "log_var",
+    bounds: Bounds | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     position = _draw.Position.of(seed, offset, captured_seed, captured_offset)
     key = _draw.key_at(position, mu.device)
-    return sample_from_key(mu, scale, key, form), key
+    return sample_from_key(mu, scale, key, form, None, None, bounds, samples), key
 
 
-def _sample_fresh(
-    mu: Tensor, scale: Tensor, fresh: Tensor, form: str = "log_var"
-) -> tuple[Tensor, Tensor]:
-    return sample(mu, scale, None, form)
+def _sample_fresh(mu: Tensor, scale: Tensor, fresh: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    return sample(mu, scale, None, *options)
 
 
-def _traced_sample(mu: Tensor, scale: Tensor, form: str = "log_var") -> Tensor:
+def _traced_sample(mu: Tensor, scale: Tensor, *options: Any) -> Tensor:
     from ._partitioner import drawn_once
 
     with drawn_once():
         fresh = torch.empty((), dtype=torch.int64, device=mu.device)
-        return sample_fresh(mu, scale, fresh, form)[0]
+        return sample_fresh(mu, scale, fresh, *options)[0]
 
 
 # Composite: dynamo leaves it to what traces the joint graph, which sees the draw itself.
@@ -266,12 +321,54 @@ def _fake(x: Tensor, scale: Tensor | None, *_: Any) -> Tensor:
     return torch.add(x, x if scale is None else scale)  # the same dtype, shape and strides
 
 
+def _fake_samples(mu: Tensor, scale: Tensor, samples: int | None) -> Tensor:
+    one = torch.add(mu, scale)
+    return one if samples is None else reference.output_of_samples(one, samples)
+
+
+def _fake_sample_from_key(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Bounds | None = None,
+    samples: int | None = None,
+) -> Tensor:
+    return _fake_samples(mu, scale, samples)
+
+
+def _fake_samples_backward(grad_z: Tensor, scale: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+    one = grad_z.new_empty_strided(grad_z.shape[1:], grad_z.stride()[1:])
+    return _fake(one, scale), _fake(one, scale)
+
+
 def _fake_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *_: Any) -> Tensor:
     return key.new_empty(size, dtype=dtype)
 
 
-def _fake_sample(mu: Tensor, scale: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.add(mu, scale), mu.new_empty((2,), dtype=torch.uint64)
+def _fake_sample(
+    mu: Tensor,
+    scale: Tensor,
+    generator: object = None,
+    form: str = "log_var",
+    bounds: Bounds | None = None,
+    samples: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    return _fake_samples(mu, scale, samples), mu.new_empty((2,), dtype=torch.uint64)
+
+
+def _fake_sample_at(
+    mu: Tensor,
+    scale: Tensor,
+    seed: int,
+    offset: int,
+    captured_seed: Tensor | None = None,
+    captured_offset: Tensor | None = None,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    return _fake_sample(mu, scale, None, *options)
 
 
 def _fake_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
@@ -280,10 +377,11 @@ def _fake_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Ten
 
 
 for _op, _result in {
-    **dict.fromkeys(
-        ("sample_from_key", "sample_backward", "kl_divergence", "kl_divergence_backward"), _fake
-    ),
-    **dict.fromkeys(("sample", "sample_fresh", "sample_at"), _fake_sample),
+    "sample_from_key": _fake_sample_from_key,
+    "samples_backward": _fake_samples_backward,
+    **dict.fromkeys(("sample_backward", "kl_divergence", "kl_divergence_backward"), _fake),
+    **dict.fromkeys(("sample", "sample_fresh"), _fake_sample),
+    "sample_at": _fake_sample_at,
     "noise": _fake_noise,
     "derive": _fake_derive,
 }.items():
@@ -299,6 +397,8 @@ class KeyOp(Protocol):
         form: str = ...,
         global_shape: Sequence[int] | None = ...,
         global_offset: Sequence[int] | None = ...,
+        bounds: Bounds | None = ...,
+        samples: int | None = ...,
         /,
     ) -> Tensor: ...
 
@@ -306,9 +406,10 @@ class KeyOp(Protocol):
 _all: Any = torch.ops.reparam_fused
 sample_from_key: KeyOp = _all.sample_from_key.default
 sample_backward: KeyOp = _all.sample_backward.default
+samples_backward: Callable[..., tuple[Tensor, Tensor]] = _all.samples_backward.default
 noise: Callable[..., Tensor] = _all.noise.default
-kl_divergence: Callable[[Tensor, Tensor], Tensor] = _all.kl_divergence.default
-kl_divergence_backward: Callable[[Tensor, Tensor], Tensor] = _all.kl_divergence_backward.default
+kl_divergence: Callable[..., Tensor] = _all.kl_divergence.default
+kl_divergence_backward: Callable[..., Tensor] = _all.kl_divergence_backward.default
 derive: Callable[[Tensor, Tensor | None, int, int], Tensor] = _all.derive.default
 sample: Callable[..., tuple[Tensor, Tensor]] = _all.sample.default
 sample_at: Callable[..., tuple[Tensor, Tensor]] = _all.sample_at.default

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+#: The ends of a clamp, of which either may be None
+Clamp: TypeAlias = tuple[float | None, float | None]
+Scale: TypeAlias = Tensor | float
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 KEY_DTYPES = (torch.uint64, torch.int64)
@@ -157,10 +162,74 @@ def check_block(
         )
 
 
+def form_of(
+    function: str,
+    log_var: Scale | None,
+    log_std: Scale | None,
+    std: Scale | None,
+    rho: Scale | None,
+) -> tuple[str, Scale]:
+    """The one scale that is given, and in which form."""
+    # Without a table: a call of 256 elements is not to wait for one.
+    if std is None and rho is None:
+        if log_std is None and log_var is not None:
+            return "log_var", log_var
+        if log_var is None and log_std is not None:
+            return "log_std", log_std
+    elif log_var is None and log_std is None:
+        if rho is None and std is not None:
+            return "std", std
+        if std is None and rho is not None:
+            return "rho", rho
+    return one_of(function, {"log_var": log_var, "log_std": log_std, "std": std, "rho": rho})
+
+
+def one_of(function: str, scales: Mapping[str, Scale | None]) -> tuple[str, Scale]:
+    """The one of these that is given, after its name."""
+    given = [(form, scale) for form, scale in scales.items() if scale is not None]
+    if len(given) != 1:
+        got = " and ".join(form for form, _ in given) or "none"
+        raise ValueError(f"{function}(): expected one of {', '.join(scales)}, got {got}")
+    return given[0]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def bounds_of(function: str, clamp: object, min_std: object) -> tuple[float, float, float] | None:
+    """The ends of the clamp and min_std as numbers; None where they do nothing."""
+    low, high = -math.inf, math.inf
+    if clamp is not None:
+        if (
+            not isinstance(clamp, (tuple, list))
+            or len(clamp) != 2
+            or not all(end is None or _is_number(end) for end in clamp)
+        ):
+            raise TypeError(
+                f"{function}(): clamp must be (low, high), numbers of which either may be None, "
+                f"got {clamp!r}"
+            )
+        low = low if clamp[0] is None else float(clamp[0])
+        high = high if clamp[1] is None else float(clamp[1])
+        if not low <= high:
+            raise ValueError(f"{function}(): clamp must have low <= high, got {clamp!r}")
+    if not _is_number(min_std):
+        raise TypeError(
+            f"{function}(): argument 'min_std' must be float, not {type(min_std).__name__}"
+        )
+    assert isinstance(min_std, (int, float))
+    if not 0 <= min_std < math.inf:
+        raise ValueError(f"{function}(): min_std must be finite and at least 0, got {min_std}")
+    bounds = low, high, float(min_std)
+    return None if bounds == (-math.inf, math.inf, 0.0) else bounds
+
+
 def check_reparameterize(
     mu: object,
-    log_var: object,
-    std: object,
+    form: str,
+    scale: object,
+    sample_shape: Sequence[int],
     key: object,
     generator: object,
     global_shape: object,
@@ -168,11 +237,8 @@ def check_reparameterize(
 ) -> None:
     """The arguments of fused_reparameterize."""
     function = "fused_reparameterize"
-    if (log_var is None) == (std is None):
-        got = "neither" if std is None else "both"
-        raise ValueError(f"{function}(): expected log_var or std, got {got}")
-    name, scale = ("log_var", log_var) if log_var is not None else ("std", std)
-    shape = check_pair(function, mu, name, scale)
+    one = check_pair(function, mu, form, scale)
+    shape = torch.Size((*sample_shape, *one)) if len(sample_shape) > 0 else one
     assert isinstance(mu, Tensor)
     if key is not None and generator is not None:
         raise ValueError(f"{function}(): expected key or generator, got both")
@@ -184,6 +250,13 @@ def check_reparameterize(
                 f"{function}(): key must be on the device of mu, {mu.device}, got {key.device}"
             )
         check_key_batch(function, key, shape)
+        of_samples = tuple(key.shape[:-1][: len(sample_shape)])
+        ones = (1,) * len(of_samples)
+        if of_samples not in (ones, tuple(sample_shape)):
+            raise RuntimeError(
+                f"{function}(): key must tell all dimensions of sample_shape "
+                f"{tuple(sample_shape)} apart or none, got batch shape {tuple(key.shape[:-1])}"
+            )
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(
@@ -196,3 +269,10 @@ def check_reparameterize(
                 f"got {generator.device}"
             )
     check_block(function, shape, key, global_shape, global_offset)
+    if isinstance(global_shape, Sequence) and len(sample_shape) > 1:
+        whole = tuple(global_shape[1 : len(sample_shape)])
+        if whole != tuple(sample_shape[1:]):
+            raise RuntimeError(
+                f"{function}(): of sample_shape {tuple(sample_shape)} a block may be cut in the "
+                f"first dimension alone, got global_shape {tuple(global_shape)}"
+            )

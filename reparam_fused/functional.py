@@ -3,30 +3,97 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from . import _call
+from ._validate import Clamp
 
 
+@overload
+def fused_reparameterize(
+    mu: Tensor,
+    log_var: Tensor | float,
+    *,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor: ...
+@overload
+def fused_reparameterize(
+    mu: Tensor,
+    *,
+    log_std: Tensor | float,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor: ...
+@overload
+def fused_reparameterize(
+    mu: Tensor,
+    *,
+    std: Tensor | float,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor: ...
+@overload
+def fused_reparameterize(
+    mu: Tensor,
+    *,
+    rho: Tensor | float,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> Tensor: ...
 def fused_reparameterize(
     mu: Tensor,
     log_var: Tensor | float | None = None,
     *,
+    log_std: Tensor | float | None = None,
     std: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    sample_shape: Sequence[int] = (),
     key: Tensor | None = None,
     generator: torch.Generator | None = None,
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Draw :math:`z = \mu + \exp(\tfrac{1}{2}\,\mathrm{log\_var}) \cdot \epsilon`,
-    or :math:`z = \mu + \mathrm{std} \cdot \epsilon`, with :math:`\epsilon \sim N(0, 1)`, in
-    one pass.
+    r"""Draw :math:`z = \mu + \sigma\,\epsilon` with :math:`\epsilon \sim N(0, 1)`, in one pass.
+
+    The scale is given in exactly one form:
+
+    ===========  ====================================================================
+    ``log_var``  :math:`\sigma = \exp(\tfrac{1}{2}\,\mathrm{log\_var})`
+    ``log_std``  :math:`\sigma = \exp(\mathrm{log\_std})`
+    ``std``      :math:`\sigma` itself, used as it is, negative values too
+    ``rho``      :math:`\sigma = \ln(1 + e^\rho)`, softplus (Blundell et al., Weight
+                 Uncertainty in Neural Networks, 2015), exact over its whole range
+    ===========  ====================================================================
 
     A drop-in for ``mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)`` (Kingma and
     Welling, Auto-Encoding Variational Bayes, 2013), with gradients of every order. The
-    backward draws eps again: it keeps ``log_var`` and a 16-byte key (of a std the key
+    backward draws eps again: it keeps the scale and a 16-byte key (of a std the key
     alone), and the gradient of ``mu`` is that of ``z`` itself.
 
     With a key, the result is a pure function of the arguments, with the same bits on
@@ -41,12 +108,25 @@ def fused_reparameterize(
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
         log_var (Tensor or float, optional): log of the variance, :math:`2 \ln \sigma`;
             broadcasts with ``mu``. A number counts as a tensor of the dtype of ``mu``; a tensor
-            without dimensions may be on the CPU beside a ``mu`` elsewhere.
-        std (Tensor or float, optional): the standard deviation :math:`\sigma` itself, in place
-            of ``log_var``. It is used as it is, negative values too.
+            without dimensions may be on the CPU beside a ``mu`` elsewhere. The same holds for
+            every form of the scale.
+        log_std (Tensor or float, optional): log of the standard deviation.
+        std (Tensor or float, optional): the standard deviation.
+        rho (Tensor or float, optional): what softplus makes a standard deviation of.
+        clamp ((float or None, float or None), optional): low and high end of a clamp of the scale
+            as it was given, before sigma is made of it, as ``torch.clamp``: beyond an end its
+            gradient is 0, and NaN stays NaN. Default: no clamp.
+        min_std (float): what is added to sigma; at least 0. Default: 0.
+        sample_shape (sequence of ints): so many samples of each element, as in
+            ``torch.distributions``: the result has this shape before that of one sample, and the
+            noise of a tensor of that whole shape. mu and the scale are read once, and the
+            backward sums over the samples in registers, from the first on: neither holds copies.
+            Default: ``()``, one sample.
         key (Tensor, optional): uint64 key from :func:`reparam_fused.key`, or the same bits as
             int64, of shape ``(2,)``, or ``(*batch, 2)`` to give each slice of the leading
-            dimensions its own stream.
+            dimensions of the result its own stream. Sizes of 1 in place of ``sample_shape``
+            give the samples of a slice one stream, in which they are numbered one after the
+            other; its own sizes tell the samples apart.
         generator (torch.Generator, optional): where the key is drawn when none is given.
             Default: the default generator of the device.
         global_shape (sequence of ints, optional): the shape of the larger tensor of which
@@ -56,16 +136,19 @@ def fused_reparameterize(
         global_offset (sequence of ints, optional): where in it the block begins.
 
     Returns:
-        Tensor: z, of the broadcast shape, with ``torch.result_type(mu, log_var)`` and the
-        memory format that ``mu + log_var`` has. Half types are computed in float32 and
-        rounded once. Under ``torch.autocast`` the dtype is that of the line it replaces.
+        Tensor: z, of the broadcast shape after ``sample_shape``, with ``torch.result_type(mu,
+        scale)`` and the memory format that ``mu + scale`` has. Half types are computed in float32
+        and rounded once. Under ``torch.autocast`` the dtype is that of the line it replaces.
 
     Raises:
-        TypeError: an argument is not a dense tensor of a supported dtype.
-        RuntimeError: shapes that do not broadcast, different devices, or a block that is
-            not within global_shape.
-        ValueError: both of log_var and std or none; both of key and generator; one of
-            global_shape and global_offset alone, or without a key.
+        TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
+            said to be above.
+        RuntimeError: shapes that do not broadcast, different devices, a block that is
+            not within global_shape, or a key that tells some dimensions of sample_shape apart and
+            not others.
+        ValueError: no scale or more than one; a clamp whose low end is above the high one; a
+            negative min_std; both of key and generator; one of global_shape and global_offset
+            alone, or without a key.
         NotImplementedError: a key or a generator under ``torch.onnx.export`` or
             ``torch.jit.trace``, which get the eager line; forward-mode differentiation within
             ``torch.compile``.
@@ -79,45 +162,112 @@ def fused_reparameterize(
         >>> k = reparam_fused.key(42)
         >>> reparam_fused.fused_reparameterize(mu, log_var, key=k)
         tensor([-0.9702,  0.1940, -1.2356,  1.9239])
+        >>> reparam_fused.fused_reparameterize(mu, rho=mu, clamp=(-5, 5), min_std=0.1, key=k)
+        tensor([-0.7695,  0.1539, -0.9800,  1.5260])
+        >>> reparam_fused.fused_reparameterize(mu[:2], log_var[:2], sample_shape=(2,), key=k)
+        tensor([[-0.9702,  0.1940],
+                [-1.2356,  1.9239]])
         >>> reparam_fused.fused_reparameterize(
         ...     mu[2:], std=torch.ones(2), key=k, global_shape=(4,), global_offset=(2,)
         ... )
         tensor([-1.2356,  1.9239])
     """
     return _call.reparameterize(
-        fused_reparameterize, mu, log_var, std, key, generator, global_shape, global_offset
+        fused_reparameterize,
+        mu,
+        log_var,
+        log_std,
+        std,
+        rho,
+        clamp,
+        min_std,
+        sample_shape,
+        key,
+        generator,
+        global_shape,
+        global_offset,
     )
 
 
-def fused_kl_divergence(mu: Tensor, log_var: Tensor | float) -> Tensor:
-    r"""The Kullback-Leibler divergence of :math:`N(\mu, \exp(\mathrm{log\_var}))` from
-    :math:`N(0, 1)`, element by element and in one pass:
-    :math:`\tfrac{1}{2}\,(\mu^2 + \exp(\mathrm{log\_var}) - 1 - \mathrm{log\_var})`.
+@overload
+def fused_kl_divergence(
+    mu: Tensor,
+    log_var: Tensor | float,
+    *,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+) -> Tensor: ...
+@overload
+def fused_kl_divergence(
+    mu: Tensor,
+    *,
+    log_std: Tensor | float,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+) -> Tensor: ...
+@overload
+def fused_kl_divergence(
+    mu: Tensor,
+    *,
+    std: Tensor | float,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+) -> Tensor: ...
+@overload
+def fused_kl_divergence(
+    mu: Tensor,
+    *,
+    rho: Tensor | float,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+) -> Tensor: ...
+def fused_kl_divergence(
+    mu: Tensor,
+    log_var: Tensor | float | None = None,
+    *,
+    log_std: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+) -> Tensor:
+    r"""The Kullback-Leibler divergence of :math:`N(\mu, \sigma)` from :math:`N(0, 1)`, element by
+    element and in one pass: :math:`\tfrac{1}{2}\,(\mu^2 + \sigma^2 - 1 - \ln \sigma^2)`.
 
     The regulariser of a VAE (Kingma and Welling, Auto-Encoding Variational Bayes, 2013,
-    appendix B), as ``torch.distributions.kl_divergence(Normal(mu, (0.5 * log_var).exp()),
-    Normal(0, 1))``, with gradients of every order. Sum it over the dimensions of an example.
+    appendix B), as ``torch.distributions.kl_divergence(Normal(mu, sigma), Normal(0, 1))``, with
+    gradients of every order. Sum it over the dimensions of an example. The scale is given as to
+    :func:`fused_reparameterize`.
 
-    Near 0 the terms of the formula cancel, and what is left of them in float32 is mostly
+    Near sigma = 1 the terms of the formula cancel, and what is left of them in float32 is mostly
     rounding; here the result keeps its relative accuracy down to the smallest divergence, as
-    does the gradient. Same bits on every backend in float32, float16 and bfloat16 (float64:
-    within a few ULP).
+    does the gradient (of a rho and with a min_std, relative to the sigma that they give). Same
+    bits on every backend in float32, float16 and bfloat16 (float64: within a few ULP).
 
     Args:
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
-        log_var (Tensor or float): log of the variance; broadcasts with ``mu``.
+        log_var (Tensor or float, optional): log of the variance; broadcasts with ``mu``.
+        log_std (Tensor or float, optional): log of the standard deviation.
+        std (Tensor or float, optional): the standard deviation, of which the sign does not count.
+        rho (Tensor or float, optional): what softplus makes a standard deviation of.
+        clamp ((float or None, float or None), optional): low and high end of a clamp of the scale
+            as it was given. Default: no clamp.
+        min_std (float): what is added to sigma; at least 0. Default: 0.
 
     Returns:
-        Tensor: at least 0, of the broadcast shape, with ``torch.result_type(mu, log_var)`` and
-        the memory format that ``mu + log_var`` has. Half types are computed in float32 and
+        Tensor: at least 0, of the broadcast shape, with ``torch.result_type(mu, scale)`` and
+        the memory format that ``mu + scale`` has. Half types are computed in float32 and
         rounded once. Under ``torch.autocast`` the dtype is that of the formula in torch's own
         operations. ``DTensor`` arguments give a ``DTensor``.
 
     Raises:
-        TypeError: an argument is not a dense tensor of a supported dtype.
+        TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
+            said to be above.
         RuntimeError: shapes that do not broadcast, or different devices.
+        ValueError: no scale or more than one; a clamp whose low end is above the high one; a
+            negative min_std.
 
-    NaN stays NaN in its own element; any infinity gives infinity.
+    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0.
 
     Example::
 
@@ -125,5 +275,7 @@ def fused_kl_divergence(mu: Tensor, log_var: Tensor | float) -> Tensor:
         >>> mu, log_var = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1e-3])
         >>> reparam_fused.fused_kl_divergence(mu, log_var)
         tensor([0.0000e+00, 5.0000e-01, 2.5008e-07])
+        >>> reparam_fused.fused_kl_divergence(mu, log_std=0.5 * log_var)
+        tensor([0.0000e+00, 5.0000e-01, 2.5008e-07])
     """
-    return _call.kl_divergence(fused_kl_divergence, mu, log_var)
+    return _call.kl_divergence(fused_kl_divergence, mu, log_var, log_std, std, rho, clamp, min_std)

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from . import _forms
+
+if TYPE_CHECKING:
+    from ._forms import Bounds
 
 Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -52,6 +55,21 @@ EXPM1 = _coefficients(
 )
 LOG2E = float.fromhex("0x1.715476p+0")
 LN2 = _coefficients("0x1.62e430p-1 -0x1.05c610p-29")
+# (f - ln(1 + f)) / f^2; ln 2 for an exponent that stays in its place, and that of 2^24
+LOG_TERM = _coefficients(
+    "0x1.3a4ff6p-4 -0x1.048f72p-3 0x1.0cda32p-3 -0x1.22ea5ap-3 0x1.548382p-3 -0x1.99a012p-3 "
+    "0x1.00020cp-2 -0x1.555554p-2 0x1.fffffep-2"
+)
+LN2_IN_PLACE = -MINUS_2_LN2 / 2
+LN_2_TO_24 = float.fromhex("0x1.0a2b24p+4")
+# ln(1 + t) / t; and about -1 / (1 + t)
+LOG1P = _coefficients(
+    "-0x1.24b298p-8 0x1.9d455ap-6 -0x1.11708cp-4 0x1.d992bcp-4 -0x1.448ee2p-3 0x1.969cb2p-3 "
+    "-0x1.ffb95cp-3 0x1.55540cp-2 -0x1.fffffep-2 0x1p+0"
+)
+RECIPROCAL = _coefficients(
+    "0x1.abf7e8p-4 -0x1.abf7e8p-2 0x1.8a8888p-1 -0x1.e826c4p-1 0x1.fe17dap-1 -0x1.fff950p-1"
+)
 # A sum with it ends in steps of 2
 MAGIC = 1.5 * 2.0**24 + 254.0
 
@@ -119,13 +137,18 @@ def _polynomial(y: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     return value
 
 
+def _split(u: Tensor) -> tuple[Tensor, Tensor]:
+    """2^23 e and f of u = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2))."""
+    bits = u.view(torch.int32)
+    exponent = (bits - 0x3F3504F3) & -0x800000
+    return exponent.float(), (bits - exponent).view(torch.float32) - 1.0
+
+
 def _radius(w: Tensor) -> Tensor:
     """sqrt(-2 ln u) with u = (w + 1/2) / 2^32."""
     u = fma(w.float(), 2.0**-32, 2.0**-33)
-    bits = u.view(torch.int32)
-    exponent = (bits - 0x3F3504F3) & -0x800000
-    f = (bits - exponent).view(torch.float32) - 1.0
-    square = fma(f, _polynomial(f, LOG), fma(exponent.float(), MINUS_2_LN2, 2.0**-60))
+    exponent, f = _split(u)
+    square = fma(f, _polynomial(f, LOG), fma(exponent, MINUS_2_LN2, 2.0**-60))
     # torch.sqrt is off by an ULP in 0.7 % of float32 inputs where it goes through
     # MKL. No float32 has a root within an ULP of float64 of a tie.
     return square.double().sqrt().float()
@@ -178,12 +201,28 @@ def indices(
 
 def normals(
     key: Tensor,
-    shape: torch.Size,
+    shape: Sequence[int],
     dtype: torch.dtype,
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
+    samples: bool = False,
 ) -> Tensor:
-    """The standard normals of a call with this key: float64 for float64, else float32."""
+    """The standard normals of a call with this key: float64 for float64, else float32.
+
+    Of a shape whose first dimension is one of samples, a key of size 1 there tells only the
+    others apart: the samples are numbered within its slices.
+    """
+    shape = torch.Size(shape)
+    if samples and key.dim() > 2 and key.shape[0] == 1:
+        _, dim = slice_keys(key, shape)
+        last = max(dim - 1, 0)  # where the samples go, behind the dimensions that are told apart
+
+        def moved(sizes: Sequence[int] | None) -> Sequence[int] | None:
+            return None if sizes is None else (*sizes[1 : last + 1], sizes[0], *sizes[last + 1 :])
+
+        inner = torch.Size(moved(shape) or ())
+        eps = normals(key[0], inner, dtype, moved(global_shape), moved(global_offset))
+        return eps.movedim(last, 0)
     keys, dim = slice_keys(key, shape)
     length = math.prod(shape[dim:])
     per_block = 2 if dtype == torch.float64 else 4
@@ -207,21 +246,39 @@ def normals(
 
 def noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> Tensor:
     """eps, in this dtype."""
-    return normals(key, torch.Size(size), dtype, *block).to(dtype).contiguous()
+    return normals(key, size, dtype, *block).to(dtype).contiguous()
 
 
-def sigma(log_var: Tensor, factor: float = 1.0) -> Tensor:
-    """factor * exp(log_var / 2), factor a power of two; the bits of the contract in float32."""
+def sigma(log_var: Tensor, factor: float = 1.0, unit: float = 1.0) -> Tensor:
+    """factor * exp(unit * log_var / 2) by powers of two; the bits of the contract in float32."""
     if log_var.dtype == torch.float64:
-        return torch.exp(0.5 * log_var) * factor
+        return torch.exp(0.5 * unit * log_var) * factor
     # 2^(2 h + t): the sum ends in steps of 2, and its last bits are h + 127.
-    x = log_var.clamp(-256.0, 256.0)
-    high, low = HALF_LOG2E
+    x = log_var.clamp(-256.0 / unit, 256.0 / unit)
+    high, low = unit * HALF_LOG2E[0], unit * HALF_LOG2E[1]
     shifted = fma(x, high, MAGIC)
     t = fma(x, low, fma(x, high, MAGIC - shifted))
     p = _polynomial(t, EXP)
     scale = (shifted.view(torch.int32) << 23).view(torch.float32)
     return p * factor * scale * scale
+
+
+def softplus(rho: Tensor) -> Tensor:
+    """ln(1 + e^rho) over the whole range; the bits of csrc in float32."""
+    t = sigma(-rho.abs(), unit=2.0)
+    if rho.dtype == torch.float64:
+        return rho.clamp(min=0.0) + torch.log1p(t)
+    return fma(t, _polynomial(t, LOG1P), rho.clamp(min=0.0))
+
+
+def sigmoid(rho: Tensor) -> Tensor:
+    """1 / (1 + e^-rho), the derivative of softplus; the bits of csrc in float32."""
+    t = sigma(-rho.abs(), unit=2.0)
+    of_sign = torch.where(rho >= 0, 1.0, t)
+    if rho.dtype == torch.float64:
+        return of_sign / (1.0 + t)
+    r = _polynomial(t, RECIPROCAL)  # -1 / (1 + t), and a step of Newton's
+    return (of_sign * fma(fma(t, r, r + 1.0), r, r)).abs()
 
 
 def _as_output(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -232,12 +289,29 @@ def _as_output(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x, scale, out
 
 
-def _operands(
-    x: Tensor, scale: Tensor, key: Tensor, *block: Sequence[int] | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, scale and eps in the arithmetic dtype, and a tensor for the result."""
-    x, scale, out = _as_output(x, scale)
-    return x, scale, normals(key, out.shape, out.dtype, *block), out
+def _within(bounds: Bounds | None, scale: Tensor) -> Tensor:
+    return scale if bounds is None else scale.clamp(*bounds[:2])
+
+
+def _sigma(form: str, bounds: Bounds | None, scale: Tensor) -> Tensor:
+    sigma = _forms.FORMS[form].sigma(_within(bounds, scale))
+    return sigma if bounds is None else sigma + bounds[2]
+
+
+def _by_scale(bounds: Bounds | None, scale: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of the scale from that of the clamped scale: as torch.clamp has it."""
+    return grad if bounds is None else torch.where(_within(bounds, scale) == scale, grad, 0.0)
+
+
+def _chain(form: str, bounds: Bounds | None, grad_sigma: Tensor, scale: Tensor) -> Tensor:
+    grad = _forms.FORMS[form].chain(grad_sigma, _within(bounds, scale))
+    return _by_scale(bounds, scale, grad)
+
+
+def output_of_samples(one: Tensor, samples: int) -> Tensor:
+    """For so many results, each laid out as this one."""
+    stride = math.prod(max(n, 1) for n in one.shape)
+    return one.new_empty_strided((samples, *one.shape), (stride, *one.stride()))
 
 
 def sample_from_key(
@@ -247,12 +321,15 @@ def sample_from_key(
     form: str = "log_var",
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
+    bounds: Bounds | None = None,
+    samples: int | None = None,
 ) -> Tensor:
     """z = mu + sigma * eps."""
-    mu, scale, eps, out = _operands(mu, scale, key, global_shape, global_offset)
-    to_sigma = _forms.SAMPLE[form].sigma
-    assert to_sigma is not None
-    std = to_sigma(scale)
+    mu, scale, out = _as_output(mu, scale)
+    if samples is not None:
+        out = output_of_samples(out, samples)
+    eps = normals(key, out.shape, out.dtype, global_shape, global_offset, samples is not None)
+    std = _sigma(form, bounds, scale)
     z = mu + std * eps if eps.dtype == torch.float64 else fma(std, eps, mu)
     return out.copy_(z)
 
@@ -264,14 +341,35 @@ def sample_backward(
     form: str = "log_var",
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
+    bounds: Bounds | None = None,
 ) -> Tensor:
-    """grad_std = grad_z * eps, or grad_log_var = grad_z * eps * sigma / 2, shaped as grad_z."""
-    if scale is None:
-        scale = grad_z
-    grad_z, scale, eps, out = _operands(grad_z, scale, key, global_shape, global_offset)
-    chain = _forms.SAMPLE[form].chain
-    assert chain is not None
-    return out.copy_(chain(grad_z * eps, scale))
+    """grad_scale = grad_z * eps * dsigma / dscale, shaped as grad_z."""
+    grad_z, scale, out = _as_output(grad_z, grad_z if scale is None else scale)
+    eps = normals(key, out.shape, out.dtype, global_shape, global_offset)
+    return out.copy_(_chain(form, bounds, grad_z * eps, scale))
+
+
+def samples_backward(
+    grad_z: Tensor,
+    scale: Tensor | None,
+    key: Tensor,
+    form: str = "log_var",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Bounds | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The sums over samples of grad_z and of its products with eps, one step after the other;
+    the second as a gradient of the scale."""
+    one = grad_z.new_empty_strided(grad_z.shape[1:], grad_z.stride()[1:])
+    _, scale, grad_mu = _as_output(one, one if scale is None else scale)
+    grad_scale = torch.empty_like(grad_mu)
+    eps = normals(key, grad_z.shape, grad_mu.dtype, global_shape, global_offset, True)
+    by_mu, by_sigma = torch.zeros_like(scale), torch.zeros_like(scale)
+    double = scale.dtype == torch.float64
+    for grad, noise in zip(grad_z.to(scale.dtype), eps, strict=True):
+        by_mu = by_mu + grad
+        by_sigma = grad * noise + by_sigma if double else fma(grad, noise, by_sigma)
+    return grad_mu.copy_(by_mu), grad_scale.copy_(_chain(form, bounds, by_sigma, scale))
 
 
 def _exp_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -314,15 +412,58 @@ def half_expm1(x: Tensor) -> Tensor:
     return fma(scale, fma(square, r, f), scale - 0.125) * 4.0
 
 
-def kl_divergence(mu: Tensor, log_var: Tensor) -> Tensor:
-    """(mu^2 + e^log_var - 1 - log_var) / 2, of each element."""
-    mu, log_var, out = _as_output(mu, log_var)
-    half_mu, excess = mu * 0.5, half_excess(log_var)
+def half_excess_of_sigma(s: Tensor) -> Tensor:
+    """(s^2 - 1 - ln s^2) / 2 of a std; the bits of csrc in float32."""
+    std = s.abs()
+    a = std - 1.0
+    if s.dtype == torch.float64:
+        log_var = 2.0 * std.log()
+        finite = torch.where(log_var == math.inf, 0.0, log_var)
+        far = 0.5 * a * a + (a - 0.5 * finite)
+        return torch.where(log_var.abs() < 1, _half_excess_double(log_var), far)
+    # Denormals, whose exponent does not say where they are, are made normal first.
+    small = std <= 2.0**-126
+    shift = torch.where(small, torch.where(std == 0, -math.inf, -LN_2_TO_24), 0.0)
+    exponent, f = _split(torch.where(small, std * 2.0**24, std))
+    log_rest = fma(exponent, LN2_IN_PLACE, shift)
+    sum = fma(f * f, _polynomial(f, LOG_TERM), a - f - log_rest)
+    return fma(a * 0.5, a, sum)
+
+
+def half_excess_slope(s: Tensor) -> Tensor:
+    """s - 1 / s, its derivative; the bits of csrc."""
+    return (s.abs() - 1.0) * (torch.where(s < 0, -1.0, 1.0) + 1.0 / s)
+
+
+def _logarithmic(form: str, bounds: Bounds | None) -> float:
+    """How much of ln sigma^2 a unit of the scale is, where sigma is nothing but a power of e."""
+    return _forms.FORMS[form].log_var if bounds is None or bounds[2] == 0 else 0.0
+
+
+def kl_divergence(
+    mu: Tensor, scale: Tensor, form: str = "log_var", bounds: Bounds | None = None
+) -> Tensor:
+    """(mu^2 + sigma^2 - 1 - ln sigma^2) / 2, of each element."""
+    mu, scale, out = _as_output(mu, scale)
+    if unit := _logarithmic(form, bounds):
+        excess = half_excess(_within(bounds, scale) * unit)
+    else:
+        excess = half_excess_of_sigma(_sigma(form, bounds, scale))
+    half_mu = mu * 0.5
     double = out.dtype == torch.float64
     return out.copy_(half_mu * mu + excess if double else fma(half_mu, mu, excess))
 
 
-def kl_divergence_backward(grad: Tensor, log_var: Tensor) -> Tensor:
-    """grad_log_var = grad (e^log_var - 1) / 2."""
-    grad, log_var, out = _as_output(grad, log_var)
-    return out.copy_(grad * half_expm1(log_var))
+def kl_divergence_backward(
+    grad: Tensor, scale: Tensor, form: str = "log_var", bounds: Bounds | None = None
+) -> Tensor:
+    """grad_scale = grad (sigma - 1 / sigma) dsigma / dscale: of a log_var
+    grad (sigma^2 - 1) / 2."""
+    grad, scale, out = _as_output(grad, scale)
+    clamped = _within(bounds, scale)
+    if unit := _logarithmic(form, bounds):
+        result = grad * (half_expm1(clamped * unit) * unit)
+    else:
+        slope = half_excess_slope(_sigma(form, bounds, scale))
+        result = _forms.FORMS[form].chain(grad * slope, clamped)
+    return out.copy_(_by_scale(bounds, scale, result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator
 
 import torch
@@ -24,17 +25,31 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(clean.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
+def calls() -> Iterator[_forms.Call]:
+    """Every form, without bounds and with some."""
+    for call in _forms.SAMPLE.values():
+        yield call
+        yield call._replace(bounds=(-1.0, math.inf, 0.25))
+
+
 def results(dtype: torch.dtype, key: Tensor, offset: int) -> Iterator[Tensor]:
     """Of every op and form, over what differs: sizes, keys of rows, extremes."""
 
     def ops(x: Tensor, scale: Tensor, keys: Tensor) -> Iterator[Tensor]:
-        for name, form in _forms.SAMPLE.items():
-            yield _ops.sample_from_key(x, scale, keys, name)
-            yield _ops.sample_backward(x, scale if form.second else None, keys, name)
+        for call in calls():
+            name, bounds = call.form.name, call.bounds
+            kept = scale if call.backward_reads() else None
+            yield _ops.sample_from_key(x, scale, keys, name, None, None, bounds)
+            yield _ops.sample_backward(x, kept, keys, name, None, None, bounds)
+            one_key = keys if keys.dim() == 1 else keys[None]
+            z = _ops.sample_from_key(x, scale, one_key, name, None, None, bounds, 3)
+            yield z
+            yield from _ops.samples_backward(z, kept, one_key, name, None, None, bounds)
 
-    def divergences(mu: Tensor, log_var: Tensor) -> Iterator[Tensor]:
-        for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
-            yield op(mu, log_var)
+    def divergences(mu: Tensor, scale: Tensor) -> Iterator[Tensor]:
+        for call in calls():
+            for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
+                yield op(mu, scale, call.form.name, call.bounds)
 
     for n in SIZES:
         mu, log_var = inputs(n, dtype=dtype, seed=n, spread=20.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu.stand_in import Run, StandIn
-from helpers import OPS, key_of
+from helpers import OPS
 from machine_code import ROOT, SOURCE, VECTORS_PER_THREAD, Name, nvcc
 from torch import Tensor
 
@@ -81,10 +82,11 @@ class WholeGrid:
 
 @dataclass
 class Window:
-    """Some blocks of a call, and the elements that they compute, in the order of logic."""
+    """Some blocks of a launch, and the elements that they compute, in the order of logic."""
 
     blocks: range
     elements: range
+    launch: int = 0  # of those of a call
 
 
 @dataclass
@@ -96,13 +98,9 @@ class Result:
     def name(self) -> Name:
         return Name.parse(self.run.kernel.name)
 
-    @property
-    def kind(self) -> tuple[str, int]:
-        return self.name.form, self.name.index_bits
-
 
 class Gpu:
-    """Calls of the ops on the stand-in, each of them one launch that writes its whole output."""
+    """Calls of the ops on the stand-in."""
 
     def __init__(self, stand_in: StandIn, arch: int) -> None:
         self.stand_in, self.arch = stand_in, arch
@@ -110,17 +108,20 @@ class Gpu:
         stand_in.set_memory(2**43)
 
     def call(self, function: Callable[[], Any]) -> Run:
-        """The launch of a call, once it has run."""
+        """The launch of a call that is one, once it has run."""
+        (run,) = self.calls(function)
+        return run
+
+    def calls(self, function: Callable[[], Any]) -> list[Run]:
         torch.cuda.synchronize()
-        self.stand_in.last = None
+        self.stand_in.runs = runs = []
         with self.stand_in.events() as events:
             function()
         torch.cuda.synchronize()
-        run = self.stand_in.last
-        assert run is not None
-        assert [launch.kernel for launch in events.launches] == [run.kernel.name]
-        assert run.kernel.name in ptx(self.arch)
-        return run
+        self.stand_in.runs = None
+        assert [launch.kernel for launch in events.launches] == [r.kernel.name for r in runs]
+        assert all(run.kernel.name in ptx(self.arch) for run in runs)
+        return runs
 
     def run(self, op: str, x: Tensor, scale: Tensor | None, key: Tensor, *options: Any) -> Result:
         """An op of tensors of the host, which are moved as the views that they are."""
@@ -182,36 +183,49 @@ class Gpu:
         windows: Sequence[Window],
         values: tuple[Tensor, Tensor],
         *,
-        seed: int = 77,
-        offset: int,
+        key: Tensor,
+        noise_at: Callable[[int], tuple[Tensor, int]] | None = None,
         form: str = "log_var",
-    ) -> tuple[Result, Tensor]:
+        bounds: Sequence[float] | None = None,
+        place: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+    ) -> tuple[list[Run], Tensor, Tensor]:
         """Blocks of a call on large tensors of the device that nobody has written.
 
-        The operands get `values`, over and over, where the windows are. What these blocks write,
-        and what the CPU makes of the same values at the same counters.
+        The operands get `values`, over and over, where the windows are. The launches, what these
+        blocks write, and what the CPU makes of the same values, with the key and the index of
+        the noise of an element as `noise_at` has them: of one key, as it is numbered.
         """
         parts = [np.arange(w.elements.start, w.elements.stop) for w in windows]
         elements = np.concatenate(parts)
         cycle = torch.from_numpy(elements % values[0].numel())
         given = [v[cycle] for v in values]
-        unread = (op, form) == ("sample_backward", "std")
+        unread = (op, form, bounds) == ("sample_backward", "std", None)
         if op != "noise":
             self.fill(x, elements, given[0])
             self.fill(scale, elements, given[1])
-        self.stand_in.blocks = lambda grid: [b for w in windows for b in w.blocks]
-        key = key_of(seed, offset).cuda()
+        launches = itertools.count()
+
+        def some(grid: int) -> list[int]:
+            launch = next(launches)
+            return [b for w in windows if w.launch == launch for b in w.blocks]
+
+        self.stand_in.blocks = some
+        on_device = key.cuda()
         result: list[Tensor] = []
-        run = self.call(lambda: result.append(OPS[op](x, None if unread else scale, key, form)))
+        scale_in = None if unread else scale
+        runs = self.calls(
+            lambda: result.append(OPS[op](x, scale_in, on_device, form, *place, bounds))
+        )
         self.stand_in.blocks = None
         # all of these, and no other
-        assert sum(s.numbers.size * s.width for s in run.stores) == elements.size * x.itemsize
+        written = sum(s.numbers.size * s.width for run in runs for s in run.stores)
+        assert written == elements.size * x.itemsize
         expected = []
-        at, per_counter = 0, 2 if x.dtype == torch.float64 else 4
+        at = 0
         for part in parts:
-            assert part[0] % per_counter == 0
             a, b = (g[at : at + part.size] for g in given)
             at += part.size
-            there = key_of(seed, offset + int(part[0]) // per_counter)
-            expected.append(OPS[op](a, None if unread else b, there, form))
-        return Result(self.read(result[0], elements), run), torch.cat(expected)
+            there, index = noise_at(int(part[0])) if noise_at else (key, int(part[0]))
+            block = ((index + part.size,), (index,))
+            expected.append(OPS[op](a, None if unread else b, there, form, *block, bounds))
+        return runs, self.read(result[0], elements), torch.cat(expected)

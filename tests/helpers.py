@@ -16,21 +16,26 @@ from reparam_fused.check.parts import extremes as extremes
 from reparam_fused.check.parts import inputs as inputs
 from reparam_fused.check.parts import key_of as key_of
 
-# Ops of two operands and a key, for any device. Those without noise make no use of the key, and
-# noise looks at the first operand's shape and dtype alone.
+# Ops of two operands, a key, a form, a block and bounds, for any device. Those without noise make
+# no use of the key, and noise looks at the first operand's shape and dtype alone.
 OPS: dict[str, Callable[..., Tensor]] = {
     "sample": _ops.sample_from_key,
     "sample_backward": _ops.sample_backward,
     "noise": lambda x, scale, key, form="log_var", *block: _ops.noise(
-        key, x.shape, x.dtype, *block
+        key, x.shape, x.dtype, *block[:2]
     ),
-    "kl_divergence": lambda mu, log_var, *_: _ops.kl_divergence(mu, log_var),
-    "kl_divergence_backward": lambda grad, log_var, *_: _ops.kl_divergence_backward(grad, log_var),
+    "kl_divergence": lambda mu, scale, key=None, form="log_var", *block: _ops.kl_divergence(
+        mu, scale, form, *block[2:]
+    ),
+    "kl_divergence_backward": lambda grad, scale, key=None, form="log_var", *block: (
+        _ops.kl_divergence_backward(grad, scale, form, *block[2:])
+    ),
 }
-# With a scale, in either form; with a key; with operands
+# With a key, of which the first two have a scale; with operands
 SCALED_OPS = ("sample", "sample_backward")
 NOISY_OPS = (*SCALED_OPS, "noise")
 READING_OPS = (*SCALED_OPS, "kl_divergence", "kl_divergence_backward")
+FORMS = tuple(_forms.FORMS)
 
 needs_kernels = pytest.mark.skipif(
     _extensions.library is None, reason="the C++ library is not built: reference.py is what runs"
@@ -64,9 +69,8 @@ def assert_as_on_cpu(actual: Tensor, expected: Tensor) -> None:
 
 def by_the_ops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call is a plain one: every one goes through the dispatcher."""
-    for form in _forms.FORMS:
-        for name in ("plain", "plain_backward", "plain_draw"):
-            monkeypatch.setattr(form, name, _forms.not_plain)
+    for name in ("plain", "plain_backward", "plain_draw"):
+        monkeypatch.setattr(_forms.Call, name, lambda *_: None)
 
 
 def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
@@ -78,9 +82,9 @@ def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
         means.append(mean)
         return general(mean, *args, **options)
 
-    def count_plain(mean: Tensor, std: Tensor) -> Tensor | None:
+    def count_plain(call: Any, mean: Tensor, *rest: Any) -> Tensor | None:
         # a test may take the devices away
-        z = plain(mean, std) if _patch._DEVICES else None
+        z = plain(call, mean, *rest) if _patch._DEVICES else None
         if z is not None:
             means.append(mean)
         return z

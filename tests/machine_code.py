@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,30 +25,43 @@ SOURCE = ROOT / "csrc" / "cuda" / "kernels.cu"
 OF_KEYS = ("child_keys", "fold_in")  # the kernels that have no elements
 ELEMENT_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 VECTORS_PER_THREAD = 4
+FORMS = ("log_var", "std", "log_std", "rho")
+_DTYPE_AND_SOURCE = r"(float32|float64|float16|bfloat16)(?:_(key|generator))?"
 ARCHS = (80, 86, 89, 90, 100, 120)
 
 
 class Name(NamedTuple):
     """The name of a kernel of csrc/cuda/kernels.cu, read."""
 
-    form: str  # whole, rows or elements
+    form: str  # whole, rows, elements or samples
     op: str
-    scale: str  # log_var, which stands for none too, or std
+    scale: str  # the form of it, any, or none
+    bounded: bool  # "any" is so as well where it is asked for
     dtype: str
-    index_bits: int
     source: str  # of the noise: key or generator, or none
 
     @staticmethod
     def parse(name: str) -> Name:
         m = re.fullmatch(
-            r"(sample_backward|sample|noise|kl_divergence_backward|kl_divergence)"
-            r"(?:_(log_var|std))?_(float32|float64|float16|bfloat16)(?:_(key|generator))?"
-            r"_(whole|rows|elements)(32|64)?",
+            r"(sample_backward|sample|kl_divergence_backward|kl_divergence)_(bounded_)?"
+            rf"({'|'.join(FORMS)})_{_DTYPE_AND_SOURCE}_(whole|rows)",
             name,
         )
-        if m is None:
+        if m is not None:
+            return Name(m[6], m[1], m[3], m[2] is not None, m[4], m[5] or "none")
+        m = re.fullmatch(rf"noise_{_DTYPE_AND_SOURCE}_(whole|rows|elements)", name)
+        if m is not None:
+            return Name(m[3], "noise", "none", False, m[1], m[2])
+        m = re.fullmatch(
+            r"(?:(samples_backward|samples)|"
+            r"(sample_backward|sample|kl_divergence_backward|kl_divergence))"
+            rf"_{_DTYPE_AND_SOURCE}(_elements)?",
+            name,
+        )
+        if m is None or (m[1] is None) == (m[5] is None):
             raise ValueError(f"not a kernel of elements of csrc/cuda: {name}")
-        return Name(m[5], m[1], m[2] or "log_var", m[3], int(m[6] or 64), m[4] or "none")
+        form = "samples" if m[1] else "elements"
+        return Name(form, m[1] or m[2], "any", False, m[3], m[4] or "none")
 
 
 class Instruction(NamedTuple):
@@ -94,12 +107,56 @@ class Code(NamedTuple):
             raise ValueError(f"no path from the entry with {stores} 16-byte stores")
         return [self.instructions[i] for i in sorted({step // width for step in on_path})]
 
+    def loop(self, opcode: str, width: str) -> list[Instruction]:
+        """The shortest way once around a loop, with such an access in it.
+
+        There is one loop with it, and always a way where it is asked for.
+        """
+
+        def reaches(start: int, end: int) -> list[int]:
+            def after(i: int, done: bool) -> tuple[int, bool]:
+                ins = self.instructions[i]
+                return i, done or (ins.opcode.startswith(opcode) and f".{width}" in ins.opcode)
+
+            first = after(start, False)
+            before: dict[tuple[int, bool], tuple[int, bool] | None] = {first: None}
+            steps = deque([first])
+            while steps:
+                step: tuple[int, bool] | None = steps.popleft()
+                assert step is not None
+                if step == (end, True):
+                    way = []
+                    while step is not None:
+                        way.append(step[0])
+                        step = before[step]
+                    return way[::-1]
+                for i in self._next(step[0]) if step[0] != end else []:
+                    following = after(i, step[1])
+                    if following not in before:
+                        before[following] = step
+                        steps.append(following)
+            return []
+
+        jumps = [(i, ins.target) for i, ins in enumerate(self.instructions) if ins.target]
+        backward = [(self.labels[t], i) for i, t in jumps if self.labels.get(t, i + 1) <= i]
+        ways = [way for start, end in backward if (way := reaches(start, end))]
+        if not ways:
+            raise ValueError(f"no loop with {opcode} of {width}")
+        return [self.instructions[i] for i in min(ways, key=len)]
+
     def hot_path(self) -> list[Instruction]:
         """That of a full block of a kernel for contiguous tensors."""
         return self.path(VECTORS_PER_THREAD)
 
     def slots_per_element(self, dtype: str, vectors: int = VECTORS_PER_THREAD) -> float:
         return len(self.path(vectors)) / (vectors * 16 // ELEMENT_SIZE[dtype])
+
+    def slots_per_sample(self, name: Name) -> float:
+        """Of each element, where the elements of a counter lie in a row and begin with it."""
+        access = "STG" if name.op == "samples" else "LDG"
+        size = ELEMENT_SIZE[name.dtype]
+        way = self.loop(access, "64" if size == 2 else "128")
+        return len(way) / (2 if size == 8 else 4)
 
     def loads_under_way(self) -> int:
         """How many 16-byte loads of the hot path have been issued and not yet waited for, at most.
@@ -253,23 +310,28 @@ def all_kernels(archs: tuple[int, ...] = ARCHS) -> dict[int, list[Kernel]]:
 
 def table(kernels: dict[int, list[Kernel]]) -> str:
     rows = [
-        f"{'arch':8}{'form':10}{'index':7}{'op':24}{'scale':8}{'key':11}{'dtype':10}"
+        f"{'arch':8}{'form':10}{'op':24}{'scale':16}{'key':11}{'dtype':10}"
         "registers  spilled  16 B loads, stores  under way  instructions/element: full  one vector"
+        "  sample"
     ]
     for arch, group in kernels.items():
         for k in sorted(group, key=lambda k: (k.name.form != "whole", k.name)):
             loads = sum(map(is_vector_load, k.code.instructions))
             stores = sum(map(is_vector_store, k.code.instructions))
-            full = one = under_way = ""
+            full = one = under_way = sample = ""
             if k.name.form == "whole":
                 full = f"{k.code.slots_per_element(k.name.dtype):.2f}"
                 under_way = str(k.code.loads_under_way())
-            if k.name.form != "elements":
+            if k.name.form in ("whole", "rows"):
                 one = f"{k.code.slots_per_element(k.name.dtype, 1):.2f}"
+            if k.name.form == "samples":
+                sample = f"{k.code.slots_per_sample(k.name):.2f}"
+            scale = f"{'bounded ' if k.name.bounded else ''}{k.name.scale}"
             rows.append(
-                f"sm_{arch:<5}{k.name.form:10}{k.name.index_bits:<7}{k.name.op:24}"
-                f"{k.name.scale:8}{k.name.source:11}{k.name.dtype:10}{k.registers:9}"
+                f"sm_{arch:<5}{k.name.form:10}{k.name.op:24}"
+                f"{scale:16}{k.name.source:11}{k.name.dtype:10}{k.registers:9}"
                 f"{k.spilled_bytes:9}{f'{loads}, {stores}':>20}{under_way:>11}{full:>28}{one:>12}"
+                f"{sample:>8}"
             )
     return "\n".join(rows)
 

@@ -19,13 +19,14 @@ from gpu.memory import DeviceMemory, Stores
 from gpu.stand_in import Run
 from gpu_run import BLOCK, FEW_BLOCKS, Gpu, Result, WholeGrid
 from helpers import OPS, assert_same_bits, inputs, key_of
-from machine_code import Name
+from machine_code import FORMS, Name
 from ptx import Kernel, Machine, PTXError
 from torch import Tensor
 
 from reparam_fused import _ops
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+BOUNDS = (-0.5, 0.75, 0.125)
 # A loop that a mutant makes a few times longer has changed some bits by then.
 STEP_FACTOR = 4
 POISON = 0xFF
@@ -138,6 +139,8 @@ class Cases:
         captured: bool = False,
         about: str = "",
         aimed: bool = False,
+        form: str = "",
+        bounds: Sequence[float] | None = None,
     ) -> None:
         """Blocks of a call, with operands of these strides that begin `shift` elements further on.
 
@@ -151,6 +154,8 @@ class Cases:
             grown = tuple(n + 1 for n in shape[batch:-1])
             block = (*shape[:batch], *grown, shape[-1] + step), (0,) * len(shape)
         self.shape, self.batch, self.block = shape, batch, block
+        self.form = form or (name.scale if name.scale in FORMS else "log_var")
+        self.bounds = BOUNDS if name.bounded else bounds
         if name.source == "generator":  # which counts to 2^62, from 2^63 on
             offset = 2**63 + offset % 2**62
         self.offset = offset
@@ -206,16 +211,15 @@ class Cases:
         """The call of these operands, and what it uses beside them."""
         name, gpu = self.kernel_name, self.gpu
         x, scale = operands
-        form = name.scale
         some = list(itertools.chain(*blocks))
         gpu.stand_in.blocks = lambda grid: [b for b in some if b < grid]
         if name.source != "generator":
             key = self._keys(ranges)
-            unread = (name.op, form) == ("sample_backward", "std")
-            place = self.block or ()
+            read = None if self._unread else scale
+            place = self.block or (None, None)
             outs: list[Tensor] = []
             run = gpu.call(
-                lambda: outs.append(OPS[name.op](x, None if unread else scale, key, form, *place))
+                lambda: outs.append(OPS[name.op](x, read, key, self.form, *place, self.bounds))
             )
             return outs[0], run, [key]
         generator = torch.Generator("cuda").manual_seed(self._seed(0))
@@ -223,13 +227,15 @@ class Cases:
         pair: list[Tensor] = []
         if not captured:
             generator.set_offset(start)
-            run = gpu.call(lambda: pair.extend(_ops.sample(x, scale, generator, form)))
+            run = gpu.call(
+                lambda: pair.extend(_ops.sample(x, scale, generator, self.form, self.bounds))
+            )
             return pair[0], run, [generator, pair]
         earlier = torch.zeros(24, device="cuda")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             first = _ops.sample(earlier, earlier, generator)  # the graph's own part of the offset
-            pair.extend(_ops.sample(x, scale, generator, form))
+            pair.extend(_ops.sample(x, scale, generator, self.form, self.bounds))
         generator.manual_seed(self._seed(0))
         generator.set_offset(start - 4 * 6)
         graph.replay()
@@ -237,6 +243,12 @@ class Cases:
         run = gpu.stand_in.last
         assert run is not None
         return pair[0], run, [generator, graph, earlier, first, pair]
+
+    @property
+    def _unread(self) -> bool:
+        """Whether the op makes no use of the scale."""
+        what = self.kernel_name.op, self.form, self.bounds
+        return what == ("sample_backward", "std", None)
 
     # Keys and noise
 
@@ -308,10 +320,9 @@ class Cases:
 
     def _expected(self, tensors: Sequence[Tensor], ranges: Sequence[range]) -> Tensor:
         """What the CPU makes of the same values with the same keys and counters."""
-        name, form = self.kernel_name, self.kernel_name.scale
+        name, form = self.kernel_name, self.form
         if name.source == "none":
-            return OPS[name.op](*tensors)
-        unread = (name.op, form) == ("sample_backward", "std")
+            return OPS[name.op](*tensors, None, form, None, None, self.bounds)
         parts, at, run = [], 0, self._run_numel
         for elements in ranges:
             for number in range(elements.start // run, (elements.stop - 1) // run + 1):
@@ -324,7 +335,8 @@ class Cases:
                 x, scale = (torch.cat([torch.zeros(skipped, dtype=t.dtype), t]) for t in part)
                 seed, offset = self._key(key)
                 there = key_of(seed, offset + counter)
-                out = OPS[name.op](x, None if unread else scale, there, form)
+                read = None if self._unread else scale
+                out = OPS[name.op](x, read, there, form, None, None, self.bounds)
                 parts.append(out[skipped:])
         return torch.cat(parts)
 
@@ -460,33 +472,33 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
     # a size whose multiplier for the division has its top bit set
     c = 20 * step if rows else 37
     pad = 2 * c if rows else 2 * c + 1
-    if made.kernel_name.index_bits == 32:
-        made.add("chunk", (9, c), (pad, 1), (pad, 1))
-        made.add("aimed", (150, c), (pad, 1), (pad, 1), aimed=True)
-        made.add("permuted", (3, 2, c), (c, 3 * c, 1), (c, 3 * c, 1))
-        made.add("half permuted", (3, 2, c), (c, 3 * c, 1))
-        made.add("three strides", (7, c), (pad, 1), (c + 8 * step, 1), offset=2**64 - 9)
-        four = (3, 2, 2, c)
-        four_strides = ((91 * c, 40 * c, 5 * c, 1), (0, 30 * c, 4 * c, 1))
-        made.add("four dims", four, *four_strides)
-        made.add("expanded", (5, c), (0, 1), offset=2**64 - 2)
-        if batched:
-            for n in (c, 2 * step, 8 * step) if rows else (c, 3, 9):
-                made.add(f"keys of {n}", (35, n), batch=1)
-            made.add("keys of chunks", (7, 5, c), (5 * pad, pad, 1), batch=1)
-            made.add("keys of four dims", four, *four_strides, batch=3)
-            far = 2**33 + 12
-            made.add("a block of four dims", four, *four_strides, block=apart(four, far - 404, far))
-            made.add("a block", (35, c), (pad, 1), block=apart((35, c), 2**32 + 8, far))
-        elif made.kernel_name.source == "generator":
-            made.add("captured", (9, c), (pad, 1), (pad, 1), captured=True)
-            made.add("captured, far", (9, c), (pad, 1), (pad, 1), captured=True, offset=2**61 + 3)
-        made.add("extremes", (150, c), (pad, 1), (c, 1), values=odd)
-        made.add("beyond 2^63", (40, c), (pad, 1), (c, 1), offset=2**63 - 3)
-        numels = [2**30, 2**31 - 2**22]
-    else:
-        # the last has more vectors, and more counters, than 32 bits count
-        numels = [2**31 + 2**20, 2**33 + 3 * 2**20, made.per_vector * 2**32 + 2**20]
+    made.add("chunk", (9, c), (pad, 1), (pad, 1))
+    made.add("aimed", (150, c), (pad, 1), (pad, 1), aimed=True)
+    made.add("permuted", (3, 2, c), (c, 3 * c, 1), (c, 3 * c, 1))
+    made.add("half permuted", (3, 2, c), (c, 3 * c, 1))
+    made.add("three strides", (7, c), (pad, 1), (c + 8 * step, 1), offset=2**64 - 9)
+    four = (3, 2, 2, c)
+    four_strides = ((91 * c, 40 * c, 5 * c, 1), (0, 30 * c, 4 * c, 1))
+    made.add("four dims", four, *four_strides)
+    made.add("expanded", (5, c), (0, 1), offset=2**64 - 2)
+    if rows:  # an operand that is one element all along
+        made.add("a column of x", (9, c), (3, 0), (pad, 1))
+        made.add("a column of the scale", (9, c), (pad, 1), (3, 0))
+        made.add("one value", (9, c), (pad, 1), (0, 0))
+    if batched:
+        for n in (c, 2 * step, 8 * step) if rows else (c, 3, 9):
+            made.add(f"keys of {n}", (35, n), batch=1)
+        made.add("keys of chunks", (7, 5, c), (5 * pad, pad, 1), batch=1)
+        made.add("keys of four dims", four, *four_strides, batch=3)
+        far = 2**33 + 12
+        made.add("a block of four dims", four, *four_strides, block=apart(four, far - 404, far))
+        made.add("a block", (35, c), (pad, 1), block=apart((35, c), 2**32 + 8, far))
+    elif made.kernel_name.source == "generator":
+        made.add("captured", (9, c), (pad, 1), (pad, 1), captured=True)
+        made.add("captured, far", (9, c), (pad, 1), (pad, 1), captured=True, offset=2**61 + 3)
+    made.add("extremes", (150, c), (pad, 1), (c, 1), values=odd)
+    made.add("beyond 2^63", (40, c), (pad, 1), (c, 1), offset=2**63 - 3)
+    numels = [2**30, 2**31 - 2**22]
     columns = 150_000 * made.per_vector if rows else 600_011
     strides = (columns + (8 * step if rows else 1), 1)
     per_block = BLOCK * (made.per_vector if rows else 4)
@@ -494,8 +506,6 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
         shape = (-(-least // columns), columns)
         numel = math.prod(shape)
         last = -(-numel // per_block)
-        if made.kernel_name.index_bits == 64 and least == numels[0]:
-            made.add("one block", shape, strides, blocks=[range(1)])
         ends = [range(first, first + 2) for first in (0, last // 2 - 1, last - 2)]
         offset = 2**64 - 2**31
         made.add(f"{numel:#x}", shape, strides, blocks=ends, offset=offset, about="places")
@@ -519,117 +529,62 @@ def _views(made: Cases, largest: int) -> tuple[Ints, Ints]:
                     block=apart(shape, first, 2**33 + 12),
                     about="places",
                 )
-    # strides beyond 2^32, of vectors too, in each place that a dimension may have
-    far, run = 2**32 * made.per_vector, BLOCK * made.per_vector
-    length = run if made.kernel_name.index_bits == 32 else 2**28
+    # strides beyond 2^32, of vectors too, in each place that a dimension may have; in bytes with
+    # the top bit of their lower halves
+    far, run = 2**32 * made.per_vector + 2**31 // made.dtype.itemsize, BLOCK * made.per_vector
     shift = (0, 0) if rows else (1, 0)
-    firsts = [row * (length // per_block) for row in (1, 2, 4)]
+    firsts = [row * (run // per_block) for row in (1, 2, 4)]
     made.add(
         "far rows",
-        (3, 2, 2, length),
+        (3, 2, 2, run),
         (far, far, far, 1),
         (far, far, far, 1),
         blocks=[range(first, first + run // per_block) for first in firsts],
         shift=shift,
         about="places",
     )
-    if made.kernel_name.index_bits == 64:
-        per_row = run // per_block
-        long = 2**32 + 5 * run  # a size beyond 2^32 in a place where sizes are divided by
-        long *= made.per_vector if rows else 1  # and strides of as many vectors
-        firsts = [5 * per_row + long // run * per_row * row for row in (0, 1)]
-        made.add(
-            "long rows",
-            (3, long),
-            (2 * long, 1),
-            blocks=[range(first, first + 2) for first in firsts],
-            shift=shift,
-            about="places",
-        )
-        if batched:  # one dimension
-            count = 3 * 2**31 // c
-            first = 2**22 + 1
-            made.add("keys", (count, c), batch=1, blocks=[range(first, first + 2)], about="places")
-        elif not rows:
-            blocks = [range(2**22 + 1, 2**22 + 3)]
-            numel = 3 * 2**31 // c * c
-            made.add("unaligned", (numel,), blocks=blocks, shift=shift, about="places")
-        if made.kernel_name.source == "generator":
-            made.add("captured", shape, strides, blocks=[range(2)], captured=True)
-            made.add(
-                "captured, far",
-                shape,
-                strides,
-                blocks=[range(2)],
-                captured=True,
-                offset=2**61 + 3,
-            )
     return shape, strides
 
 
 def _rows(made: Cases, largest: int) -> None:
     shape, strides = _views(made, largest)
-    if made.kernel_name.index_bits == 64:
-        v = made.per_vector
-        made.add(
-            "short rows",
-            (2**31 // v + 2**20, v),
-            (2 * v, 1),
-            blocks=[range(2**20 + 5, 2**20 + 7)],
-            about="places",
-        )
     _many(made, shape, strides, largest)
 
 
 def _elements(made: Cases, largest: int) -> None:
     batched = made.kernel_name.source == "key"
-    if made.kernel_name.index_bits == 32:
-        made.add("rows", (13, 37), (40, 1), (39, 1))
-        for n in range(1, 8):
-            made.add(f"{n} unaligned", (n,), shift=(1, 0))
-        if (made.kernel_name.op, made.kernel_name.scale) != ("sample_backward", "std"):
-            made.add("unaligned", (1001,), shift=(0, 1))  # where the scale is read
-        made.add("strided", (333,), (3,), (2,))
-        made.add("transposed", (13, 17), (1, 13), (1, 14))
-        if batched:
-            for n in (1, 2, 3, 5, 7):
-                made.add(f"keys of {n} elements", (41, n), batch=1)
-            for first in (1, 2, 3, 2**35 + 6):
-                made.add(f"a block from {first}", (1001,), block=((first + 1001,), (first,)))
-            for n, first, step in ((5, 2, 7), (40, 2**32 + 1, 2**33 + 3), (1, 1, 3), (9, 0, 44)):
-                label = f"rows of {n} from {first}, {step} apart"
-                made.add(label, (41, n), block=apart((41, n), first, step))
-            made.add("keys from 6", (35, 9), batch=1, block=((35, 17), (0, 6)))
-            made.add(
-                "a key for each element, at the end",
-                (2**31 - 1, 1),
-                batch=1,
-                blocks=[range(2**24 - 1, 2**24)],
-                about="places",
-            )
-    elif batched:
-        for n in (1, 3, 1025):
-            slices = (2**31 + 2**20) // n
-            last = slices * -(-n // 4) // BLOCK - 1
-            made.add(
-                f"keys of {n} elements",
-                (slices, n),
-                batch=1,
-                blocks=[range(last - 1, last + 1)],
-                about="places",
-            )
+    odd = odd_values(made.dtype)
+    made.add("rows", (13, 37), (40, 1), (39, 1))
+    for n in range(1, 8):
+        made.add(f"{n} unaligned", (n,), shift=(1, 0))
+    made.add("unaligned", (1001,), shift=(0, 1))
+    made.add("strided", (333,), (3,), (2,))
+    made.add("transposed", (13, 17), (1, 13), (1, 14))
+    far = 2**33 + 2**30
+    made.add("far elements", (3, 3), (4 * far, far), (far, 4 * far), about="places")
+    for form in FORMS if made.kernel_name.scale == "any" else ():
+        for bounds in (None, BOUNDS, (*BOUNDS[:2], 0.0)):
+            options: dict[str, Any] = {"form": form, "bounds": bounds}
+            label = f"{form} within {bounds}"
+            made.add(label, (4001,), (3,), (2,), aimed=True, **options)
+            made.add(f"{label}, extremes", (4001,), (3,), (2,), values=odd, **options)
+    if batched:
+        for n in (1, 2, 3, 5, 7):
+            made.add(f"keys of {n} elements", (41, n), batch=1)
+        for first in (1, 2, 3, 2**35 + 6):
+            made.add(f"a block from {first}", (1001,), block=((first + 1001,), (first,)))
+        for n, first, step in ((5, 2, 7), (40, 2**32 + 1, 2**33 + 3), (1, 1, 3), (9, 0, 44)):
+            label = f"rows of {n} from {first}, {step} apart"
+            made.add(label, (41, n), block=apart((41, n), first, step))
+        made.add("keys from 6", (35, 9), batch=1, block=((35, 17), (0, 6)))
+        made.add(
+            "a key for each element, at the end",
+            (2**31 - 16, 1),
+            batch=1,
+            blocks=[range(2**24 - 1, 2**24)],
+            about="places",
+        )
     shape, strides = _views(made, largest)
-    if made.kernel_name.index_bits == 64 and made.kernel_name.op != "noise":
-        c = 600_011
-        for rows in range(2**31 // c + 1, 2**31 // c + 5):  # tails of every length
-            last = -(-rows * c // (4 * BLOCK))
-            made.add(
-                f"{rows} rows, the end",
-                (rows, c),
-                (c + 1, 1),
-                blocks=[range(last - 1, last)],
-                about="places",
-            )
     _many(made, shape, strides, largest)
 
 

@@ -78,7 +78,8 @@ class Mutant:
 
 
 def describe(name: Name) -> str:
-    return f"{name.form}{name.index_bits} {name.op} {name.scale} {name.dtype} {name.source}"
+    scale = f"bounded {name.scale}" if name.bounded else name.scale
+    return f"{name.form} {name.op} {scale} {name.dtype} {name.source}"
 
 
 def shorten(text: str) -> str:
@@ -502,9 +503,10 @@ class Work:
 
 
 def kernel_names(arch: int, dtypes: Iterable[str]) -> dict[Name, str]:
-    """The names of kernels, by what they mean."""
-    wanted, names = set(dtypes), ptx(arch).keys() - set(OF_KEYS)
-    return {name: text for text in names if (name := Name.parse(text)).dtype in wanted}
+    """The names of kernels, by what they mean. Those of samples have no cases yet."""
+    wanted = set(dtypes)
+    names = {Name.parse(text): text for text in ptx(arch).keys() - set(OF_KEYS)}
+    return {n: text for n, text in names.items() if n.dtype in wanted and n.form != "samples"}
 
 
 def kernel_of(arch: int, kernel_name: str) -> Kernel:
@@ -547,22 +549,23 @@ HARMLESS = [
     Harmless(r"^rounding .*: mul\.rn\.f32 %f, %f, %f ", "a product with 2^h", same=True),
     # Integers that never have the bit in question
     Harmless(
-        r"^sign \w+32 .*: (setp\.ge\.u32|mul\.wide\.u32 %rd, %r, [24] |cvt\.u64\.u32|min\.u32)",
-        "in 32-bit kernels every count and index is below 2^31 (launch.cpp)",
+        r"^sign (rows|elements) .*: "
+        r"(setp\.ge\.u32|mul\.wide\.u32 %rd, %r, [24] |cvt\.u64\.u32|min\.u32)",
+        "every count and index is below 2^31 (launch.cpp)",
         same=True,
     ),
     Harmless(
-        r"^sign rows32 .*: shr\.u32 %r, %r, %r ",
+        r"^sign rows .*: shr\.u32 %r, %r, %r ",
         "vectors are below 2^29, and what is shifted is below twice that",
         same=True,
     ),
     Harmless(
-        r"^sign \w+64 .*: (mul\.wide\.u32 %rd, %r, \d+|cvt\.u64\.u32 %rd, %r|setp\.lt\.u32)",
-        "block and thread numbers are below 2^31, and so are quotients by sizes of 2 and more",
+        r"^sign whole .*: (mul\.wide\.u32 %rd, %r, \d+|cvt\.u64\.u32 %rd, %r|setp\.lt\.u32)",
+        "block and thread numbers are below 2^31",
         same=True,
     ),
     Harmless(
-        r"^sign \w+64 .*: (div\.u64|rem\.u64|min\.[su]64|setp\.(lt|ge)\.[su]64)",
+        r"^sign .*: (min\.[su]64|setp\.(lt|ge)\.[su]64)",
         "64-bit indices and counts are below 2^63",
         same=True,
     ),
@@ -580,9 +583,15 @@ HARMLESS = [
         "the bias of a signed division by 4: indices are never negative",
         same=True,
     ),
+    Harmless(
+        r"^\w+ (rows|elements) .*: mul\.lo\.s32 %r, %r, %r -> ",
+        "the upper half of an innermost stride, which is 0 where runs are of vectors, and of the "
+        "output",
+        same=True,
+    ),
     # The ways through the code
     Harmless(
-        r" whole64 \w+ \w+ float32 ",
+        r" whole \w+ \w+ float32 ",
         "the fourth of a vector that is not whole, which in float32 has three at most",
         unreached=True,
     ),
@@ -592,12 +601,8 @@ HARMLESS = [
         "remainder the index, so that the last step adds the same",
     ),
     Harmless(
-        r"^drop \w+32 .*: @%p bra ",
+        r"^drop (rows|elements) .*: @%p bra ",
         "the loop over dimensions for only one: as a further turn of it",
-    ),
-    Harmless(
-        r"64 .*: (and\.b64 %rd, %rd, -4294967296 |setp\.eq\.s64 %p, %rd, 0 |@%p bra .* -> membar)",
-        "division in 64 bits where 32 were enough: the same quotient",
     ),
     Harmless(
         r"^drop .*: mov\.u64 %rd, %rd -> mov\.b64 %rd, 0", "a sum that starts at 0", same=True
@@ -622,11 +627,6 @@ HARMLESS = [
     Harmless(
         r" (generator|none): (mul\.lo|mul\.hi|mad\.lo|div|rem|ld\.param\.u32 %r, \[param_[567])",
         "there is one slice: its number is 0, the quotient and what it is multiplied with unused",
-    ),
-    Harmless(
-        r"64 .*: or\.b64 %rd, %rd, %rd -> xor\.b64",
-        "64-bit division where 32 bits are enough: shows where index and size share their upper "
-        "halves, for which test_cuda.py has a dimension of 2^32 vectors",
     ),
     Harmless(
         r"^drop whole.*: min\.s64 %rd, %rd, [34] ",

@@ -32,15 +32,15 @@ pytestmark = [
 # Instructions for each element of the wide loop, as GCC 12.2 makes it: by lane type, op, form and
 # dtype. AVX2 has twice the lanes.
 INSTRUCTIONS = {
-    ("neon", "sample", "log_var", "float32"): 30.3,
-    ("neon", "sample", "log_var", "bfloat16"): 31.8,
-    ("neon", "sample_backward", "log_var", "float32"): 29.7,
-    ("neon", "sample_backward", "log_var", "bfloat16"): 31.1,
-    ("scalar", "sample", "log_var", "float32"): 92.1,
-    ("avx2", "sample", "log_var", "float32"): 15.8,
-    ("avx2", "sample", "log_var", "bfloat16"): 16.6,
-    ("avx2", "sample_backward", "log_var", "float32"): 16.0,
-    ("avx2", "sample_backward", "log_var", "bfloat16"): 16.8,
+    ("neon", "sample", "log_var", "float32"): 28.5,
+    ("neon", "sample", "log_var", "bfloat16"): 29.8,
+    ("neon", "sample_backward", "log_var", "float32"): 27.2,
+    ("neon", "sample_backward", "log_var", "bfloat16"): 28.5,
+    ("scalar", "sample", "log_var", "float32"): 84.3,
+    ("avx2", "sample", "log_var", "float32"): 15.1,
+    ("avx2", "sample", "log_var", "bfloat16"): 15.6,
+    ("avx2", "sample_backward", "log_var", "float32"): 14.9,
+    ("avx2", "sample_backward", "log_var", "bfloat16"): 15.8,
 }
 # Cycles in which these occupy one of the four SIMD pipes of a Neoverse V2, where it is not one:
 # from LLVM's AArch64SchedNeoverseV2.td, which has them from Arm's software optimization guide.
@@ -109,12 +109,22 @@ def test_the_bits_are_the_same(programs: tuple[Program, Program]) -> None:
             assert here == line, (program, isa)
 
 
+def test_neither_layout_nor_samples_change_bits(programs: tuple[Program, Program]) -> None:
+    """Any call gives what the same elements in row-major order give, K samples what each gives
+    alone, and their gradients what the written sums give."""
+    for program, dtypes in zip(programs, ([], ["bfloat16"]), strict=True):  # under qemu, a minute
+        said = program.run("layouts", *dtypes)
+        assert re.fullmatch(r"0 of \d{4,} differ\n", said), said
+
+
 def test_the_digests_tell_problems_apart(programs: tuple[Program, Program]) -> None:
     """Else they could be of nothing: every element is written, and no group is like another."""
     groups = [line.rsplit(" ", 3) for line in programs[0].digests("")]
     assert len(groups) > 250
     for name, elements, numbers, _ in groups:
         share = 0.95 if "extreme" in name else 1.0
+        if "kl_divergence_backward/rho" in name:
+            share = 0.7  # where sigma is 0 its logarithm has no slope
         assert int(elements) * share <= int(numbers) <= int(elements) > 0, name
         if name.endswith("extreme scale") and "backward/std" not in name:
             assert numbers < elements, f"{name}: no NaN came through"

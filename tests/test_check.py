@@ -86,9 +86,10 @@ def test_digests_are_those_of_the_reference(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as bits.compare says
     try:
-        results = [getattr(reference, op)(*xs, *options) for op, xs, options in bits.cases(dtype)]
+        given = [getattr(reference, op)(*xs, *options) for op, xs, options in bits.cases(dtype)]
     finally:
         torch.set_num_threads(threads)
+    results = [t for one in given for t in (one if isinstance(one, tuple) else (one,))]
     assert bits.digest(results) == bits.DIGESTS[dtype]
     monkeypatch.setattr(bits, "SEED", 1)
     with pytest.raises(AssertionError, match="sha256"):

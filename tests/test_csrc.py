@@ -55,10 +55,11 @@ def lane_types(program: Path) -> list[str]:
 
 
 def test_forms(program: Path) -> None:
-    assert output(program, "forms") == ["0 log_var 1", "1 std 0"]
-    names = ("log_var", "std", "log_va", "stdd", "", "Std")
+    known = ["0 log_var 1", "1 std 0", "2 log_std 1", "3 rho 1"]
+    assert output(program, "forms") == known
+    names = ("log_var", "std", "log_std", "rho", "log_va", "stdd", "", "Std")
     assert [output(program, "form", name) for name in names] == [
-        ["0"], ["1"], ["-1"], ["-1"], ["-1"], ["-1"],
+        ["0"], ["1"], ["2"], ["3"], ["-1"], ["-1"], ["-1"], ["-1"],
     ]  # fmt: skip
 
 

@@ -29,6 +29,8 @@ pytestmark = [
 ]
 
 LOG_VAR_FORM, STD_FORM = _forms.SAMPLE["log_var"], _forms.SAMPLE["std"]
+KL_FORM = _forms.KL_DIVERGENCE["log_var"]
+NO_OPTIONS = (None, None)
 KEY = key_of(3, 2**63)
 KEYS = reparam_fused.split(KEY, 6)
 MU, LOG_VAR = inputs(6, 40)
@@ -58,8 +60,8 @@ def by_the_module(mu: Any, scale: Any, key: Any, generator: Any) -> list[Any]:
     """What each of its functions gives. The fourth makes no use of the scale."""
     return [
         *launched(mu, scale, key),
-        _forms.KL_DIVERGENCE.plain(mu, scale, None),
-        _forms.KL_DIVERGENCE.plain_backward(mu, scale, None),
+        KL_FORM.plain(mu, scale, None),
+        KL_FORM.plain_backward(mu, scale, None),
         LOG_VAR_FORM.plain_draw(mu, scale, None),
         STD_FORM.plain_draw(mu, scale, generator),
     ]
@@ -370,17 +372,20 @@ def test_ids_that_name_nothing_are_left_to_the_op() -> None:
     assert module is not None
     ops = module.kernels()["ops"].values()
     for op in range(-1, 8):
-        for form in range(-1, 4):
-            if op not in ops or form not in (0, 1):
-                assert module.launch(op, form, MU, LOG_VAR, KEY) is None
-                assert module.launch(op, form, MU, LOG_VAR, None) is None
-    assert _forms.KL_DIVERGENCE.plain(MU, LOG_VAR, KEY) is None
+        for form in range(-1, 6):
+            if op not in ops or form not in range(len(_forms.FORMS)):
+                assert module.launch(op, form, MU, LOG_VAR, KEY, *NO_OPTIONS) is None
+                assert module.launch(op, form, MU, LOG_VAR, None, *NO_OPTIONS) is None
+    assert KL_FORM.plain(MU, LOG_VAR, KEY) is None
     assert LOG_VAR_FORM.plain(MU, LOG_VAR, None) is None
-    for form in (-1, 2, 2**40):
-        assert module.draw(form, MU, LOG_VAR, None) is None
+    for form in (-1, len(_forms.FORMS), 2**40):
+        assert module.draw(form, MU, LOG_VAR, None, *NO_OPTIONS) is None
     for generator in (3, MU, KEY, torch.device("cpu")):
-        assert module.draw(0, MU, LOG_VAR, generator) is None
-    with pytest.raises(TypeError, match="expected op, form, x, scale, key"):
+        assert module.draw(0, MU, LOG_VAR, generator, *NO_OPTIONS) is None
+    for options in ((3, None), ((0.0, 1.0), None), (("a", 1.0, 0.0), None), (None, "a")):
+        assert module.draw(0, MU, LOG_VAR, None, *options) is None
+        assert module.launch(0, 0, MU, LOG_VAR, KEY, *options) is None
+    with pytest.raises(TypeError, match="expected op, form, x, scale, key, bounds, samples"):
         module.launch(0, 0, MU)
 
 
@@ -469,29 +474,37 @@ def test_counting_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("operands", OPERANDS)
+@pytest.mark.parametrize("bounds", [None, (-1.0, 0.5, 0.125)], ids=["free", "bounded"])
 @pytest.mark.parametrize("form", _forms.SAMPLE.values(), ids=_forms.SAMPLE)
 def test_the_module_gives_what_the_ops_give(
-    operands: str, form: _forms.Form, dtype: torch.dtype
+    operands: str, form: _forms.Call, bounds: _forms.Bounds | None, dtype: torch.dtype
 ) -> None:
     x, s = OPERANDS[operands](MU.to(dtype), LOG_VAR.to(dtype))
-    scale = s if form.second is not None else None
-    kl = _forms.KL_DIVERGENCE
+    form = form._replace(bounds=bounds)
+    name = form.form.name
+    scale = s if form.backward_reads() else None
+    kl = form._replace(draws=False)
     pairs = [
-        (kl.plain(x, s, None), _ops.kl_divergence(x, s)),
-        (kl.plain_backward(x, s, None), _ops.kl_divergence_backward(x, s)),
+        (kl.plain(x, s, None), _ops.kl_divergence(x, s, name, bounds)),
+        (kl.plain_backward(x, s, None), _ops.kl_divergence_backward(x, s, name, bounds)),
     ]
     torch.manual_seed(3)
     drawn = form.plain_draw(x, s, None)
     torch.manual_seed(3)
-    pairs.append((drawn, _ops.sample(x, s, None, form.name)[0]))
+    pairs.append((drawn, _ops.sample(x, s, None, name, bounds)[0]))
     drawn = form.plain_draw(x, s, torch.Generator().manual_seed(4))
     generator = torch.Generator().manual_seed(4)
-    pairs.append((drawn, _ops.sample(x, s, generator, form.name)[0]))
+    pairs.append((drawn, _ops.sample(x, s, generator, name, bounds)[0]))
     for key in (KEY, reparam_fused.split(KEY, x.shape[0]), torch.stack([KEY, KEY]).t()[:, 0]):
-        pairs.append((form.plain(x, s, key), _ops.sample_from_key(x, s, key, form.name)))
-        pairs.append(
-            (form.plain_backward(x, scale, key), _ops.sample_backward(x, scale, key, form.name))
-        )
+        options = (key, name, None, None, bounds)
+        pairs.append((form.plain(x, s, key), _ops.sample_from_key(x, s, *options)))
+        pairs.append((form.plain_backward(x, scale, key), _ops.sample_backward(x, scale, *options)))
+        sampled, of_samples = form._replace(samples=3), key if key.dim() == 1 else key[None]
+        options = (of_samples, name, None, None, bounds)
+        z = _ops.sample_from_key(x, s, *options, 3)
+        pairs.append((sampled.plain(x, s, of_samples), z))
+        ours = sampled.plain_backward(z, scale, of_samples)
+        pairs += zip(ours, _ops.samples_backward(z, scale, *options), strict=True)
     for ours, theirs in pairs:
         assert type(ours) is Tensor
         assert_same_bits(ours, theirs)
@@ -499,7 +512,7 @@ def test_the_module_gives_what_the_ops_give(
 
 
 @pytest.mark.parametrize("form", _forms.SAMPLE.values(), ids=_forms.SAMPLE)
-def test_autograd_is_given_the_key_of_the_result(form: _forms.Form) -> None:
+def test_autograd_is_given_the_key_of_the_result(form: _forms.Call) -> None:
     mu = MU.clone().requires_grad_()
     for x, scale in ((mu, LOG_VAR), (LOG_VAR, mu)):
         z, key = form.plain_draw(x, scale, None)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from test_reference import data_rows
+from torch import Tensor
+
+from reparam_fused import reference
 
 ROOT = Path(__file__).parents[1]
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C++ compiler")
+
+BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 # Result of tests/cpp/numerics.cpp -> header, function, and which of its figures
 STATED = {
@@ -20,16 +28,24 @@ STATED = {
     "uniform": ("normal.h", "typename V::F uniform(", 0),
     "half_turn sin": ("normal.h", "typename V::U half_turn(", 0),
     "half_turn cos absolute": ("normal.h", "typename V::U half_turn(", 1),
-    "sigma": ("reparam.h", "typename V::F sigma(", 0),
+    "sigma": ("sigma.h", "typename V::F sigma(", 0),
     "uniform double": ("normal.h", "typename V::D uniform(", 0),
     "radius double": ("normal.h", "typename V::D radius(", 0),
     "half_turn double sin": ("normal.h", "typename V::D half_turn(", 0),
     "half_turn double cos absolute": ("normal.h", "typename V::D half_turn(", 1),
-    "sigma double": ("reparam.h", "typename V::D sigma(", 0),
+    "sigma double": ("sigma.h", "typename V::D sigma(", 0),
     "half_excess": ("kl_divergence.h", "R half_excess(", 0),
     "half_excess double": ("kl_divergence.h", "R half_excess(", 1),
     "half_expm1": ("kl_divergence.h", "R half_expm1(", 0),
     "half_expm1 double": ("kl_divergence.h", "R half_expm1(", 1),
+    "half_excess_of_sigma": ("kl_divergence.h", "R half_excess_of_sigma(", 0),
+    "half_excess_of_sigma double": ("kl_divergence.h", "R half_excess_of_sigma(", 1),
+    "half_excess_slope": ("kl_divergence.h", "R half_excess_slope(", 0),
+    "half_excess_slope double": ("kl_divergence.h", "R half_excess_slope(", 1),
+    "softplus": ("softplus.h", "R softplus(", 0),
+    "softplus double": ("softplus.h", "R softplus(", 1),
+    "sigmoid": ("softplus.h", "R sigmoid(", 0),
+    "sigmoid double": ("softplus.h", "R sigmoid(", 1),
 }
 
 
@@ -78,6 +94,54 @@ def test_all_inputs(program: Path) -> None:
     check_all(program, 1)
 
 
+# What tests/cpp/numerics.cpp writes the values of, in its order
+OF_A_SCALE: list[Callable[[Tensor], Tensor]] = [
+    lambda x: reference.sigma(x, 0.5, 2.0),
+    reference.softplus,
+    reference.sigmoid,
+    reference.half_excess_of_sigma,
+    reference.half_excess_slope,
+]
+
+
+def arguments(dtype: torch.dtype) -> Tensor:
+    """Of every magnitude, and many about those where a function changes its ways."""
+    tiny = torch.finfo(dtype).tiny
+    edges = [0.0, tiny, 0.5**0.5, 0.5, 1.0, 2**0.5, 2.0, 88.0, 104.0, 709.0, 745.0, math.inf]
+    bits = torch.tensor(edges, dtype=dtype).view(BITS[dtype]).unsqueeze(-1)
+    near = (bits + torch.arange(-200, 200)).to(BITS[dtype]).flatten().view(dtype)
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(-(2**63), 2**63 - 1, (200_000,), generator=generator)
+    spread = torch.randn(200_000, generator=generator, dtype=dtype) * 100
+    return torch.cat([words.view(dtype), spread, near, -near])
+
+
+def values(program: Path, x: Tensor) -> Tensor:
+    """Those that csrc gives, a row a function."""
+    name = str(x.dtype).removeprefix("torch.")
+    done = subprocess.run(
+        [program, name], input=x.numpy().tobytes(), capture_output=True, check=True
+    )
+    out = torch.frombuffer(bytearray(done.stdout), dtype=x.dtype)
+    return out.view(len(OF_A_SCALE), len(x))
+
+
+def test_reference_gives_the_bits_of_csrc(program: Path) -> None:
+    x = arguments(torch.float32)
+    for function, expected in zip(OF_A_SCALE, values(program, x), strict=True):
+        got = function(x)
+        wrong = (got.view(torch.int32) != expected.view(torch.int32)) & ~(
+            got.isnan() & expected.isnan()
+        )
+        assert not wrong.any(), (function, x[wrong], got[wrong], expected[wrong])
+
+
+def test_reference_in_float64_is_near_csrc(program: Path) -> None:
+    x = arguments(torch.float64)
+    for function, expected in zip(OF_A_SCALE, values(program, x), strict=True):
+        torch.testing.assert_close(function(x), expected, rtol=2e-15, atol=1e-323, equal_nan=True)
+
+
 @pytest.mark.parametrize("row", data_rows("philox4x32_10.txt"))
 def test_philox_known_answers(program: Path, row: list[int]) -> None:
     words = [f"{w:08x}" for w in row]
@@ -94,5 +158,5 @@ def test_lane_types_of_aarch64(tmp_path: Path) -> None:
     arm = compiled("aarch64-linux-gnu-g++", tmp_path / "numerics", "-static")
     command = ["qemu-aarch64", str(arm), "lanes", "10007"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert output.count("differ: ") == 14
+    assert output.count("differ: ") == 37
     assert re.findall(r".*: .* (?!0$)\S+$", output, re.M) == []

@@ -277,6 +277,25 @@ def test_packed_float32(rng: np.random.Generator) -> None:
     equal_bits(found, exact_fma(*pairs, "rn"))
 
 
+def test_half_types(rng: np.random.Generator) -> None:
+    """Pairs in a word, and sums with a float32; of bfloat16 by the float32 that it begins."""
+    a, b = (random_bits(rng, 600, np.uint32) for _ in range(2))
+    b[:50] = a[:50]
+    equal_bits(evaluate("abs.f16x2 %z, %a;", "b32", a), a & np.uint32(0x7FFF7FFF))
+    equal_bits(evaluate("neg.bf16x2 %z, %a;", "b32", a), a ^ np.uint32(0x80008000))
+    less = "%p0|%p1, %a, %b; selp.b32 %r4, 1, 0, %p0; selp.b32 %r5, 2, 0, %p1;"
+    halves = [x.view(np.float16).reshape(-1, 2) for x in (a, b)]
+    wide = [np.stack([x << np.uint32(16), x & np.uint32(0xFFFF0000)], -1).view(np.float32)
+            for x in (a, b)]  # fmt: skip
+    for kind, (x, y) in (("f16x2", halves), ("bf16x2", wide)):
+        found = evaluate(f"setp.le.{kind} {less} or.b32 %z, %r4, %r5;", "b32", a, b)
+        equal_bits(found, ((x <= y) * np.uint32([1, 2])).sum(-1).astype(np.uint32))
+    half, single = rng.normal(size=400).astype(np.float16), rng.normal(size=400).astype(np.float32)
+    for name, function in (("add", np.add), ("sub", np.subtract)):
+        found = evaluate(f"{name}.rn.f32.f16 %z, %a, %b;", "b32", half.view(np.uint16), single)
+        equal_bits(found, function(half.astype(np.float32), single))
+
+
 APPROXIMATE: dict[str, tuple[Callable[..., Any], str, float]] = {
     "rcp": (lambda x: 1 / x, "rel", 2**-23),
     "sqrt": (np.sqrt, "rel", 2**-23),
@@ -956,6 +975,13 @@ def test_step_limit() -> None:
         "setp.lt.u32 %p0, %r0, 3; LOOP: @%p0 bra LOOP;",
         step_limit=1000,
     )
+
+
+def test_constant_predicates() -> None:
+    launch(source("mov.pred %p0, 0; @%p0 trap; mov.pred %p1, -1; @!%p1 trap;"))
+    fails("reached", "mov.pred %p0, -1; @%p0 trap;")
+    with pytest.raises(PTXError, match=r"2 cannot stand for a \.pred"):
+        Module.parse(source("mov.pred %p0, 2;"))
 
 
 def test_trap() -> None:

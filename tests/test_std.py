@@ -171,16 +171,20 @@ def test_ops(device: torch.device) -> None:
     ]
     for op, arguments in checks:
         torch.library.opcheck(op, arguments)
-    with pytest.raises(RuntimeError, match="expected form to be log_var or std, got variance"):
+    with pytest.raises(
+        RuntimeError, match="expected form to be log_var or std or log_std or rho, got variance"
+    ):
         _ops.sample_from_key(mu, std, key, "variance")
     with pytest.raises(RuntimeError, match="takes no scale in the form std"):
         _ops.sample_backward(mu, std, key, "std")
 
 
-@pytest.mark.parametrize(("given", "got"), [({}, "neither"), ({"log_var": 1, "std": 1}, "both")])
+@pytest.mark.parametrize(
+    ("given", "got"), [({}, "none"), ({"log_var": 1, "std": 1}, "log_var and std")]
+)
 def test_one_of_log_var_and_std(given: dict[str, int], got: str, device: torch.device) -> None:
     scales = {name: torch.ones(3, device=device) for name in given}
-    with pytest.raises(ValueError, match=f"expected log_var or std, got {got}"):
+    with pytest.raises(ValueError, match=f"expected one of log_var, log_std, std, rho, got {got}"):
         fused_reparameterize(torch.ones(3, device=device), **scales)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from digest import extremes
 from helpers import (
+    FORMS,
     NOISY_OPS,
     OPS,
     READING_OPS,
@@ -25,7 +27,7 @@ from helpers import (
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import _draw, _extensions, _ops
+from reparam_fused import _draw, _extensions, _ops, reference
 
 pytest.importorskip("triton", reason="triton is not installed")
 pytestmark = needs_kernels
@@ -61,6 +63,17 @@ def op(request: pytest.FixtureRequest) -> str:
 def noisy_op(request: pytest.FixtureRequest) -> str:
     value: str = request.param
     return value
+
+
+# An architecture for each dtype: of half types ptxas gets instructions that others have not.
+FORM_CASES = [(80, torch.float32), (90, torch.bfloat16), (120, torch.float16)]
+each_form_case = pytest.mark.parametrize(
+    ("arch", "dtype"), FORM_CASES, ids=[f"sm_{arch}-{dtype}" for arch, dtype in FORM_CASES]
+)
+each_form = pytest.mark.parametrize("form", FORMS)
+# By number, as ops take them: a clamp, with zeros of both signs; and with something added to sigma
+CLAMPED = [(-1.0, 2.0, 0.0), (0.0, math.inf, 0.0), (-math.inf, -0.0, 0.0)]
+RAISED = [(-math.inf, 1.5, 0.25), (-math.inf, math.inf, 0.25)]
 
 
 def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -200,6 +213,143 @@ def test_blocks(dtype: torch.dtype, noisy_op: str) -> None:
         compare(90, x, scale, k, op=noisy_op, kernel=kernel, block=block)
 
 
+@each_form_case
+@each_form
+@pytest.mark.parametrize("op", READING_OPS)
+def test_forms_and_bounds(arch: int, dtype: torch.dtype, form: str, op: str) -> None:
+    """Against reference.py, over special values and the range of the type."""
+    x, scale = inputs(300, dtype=dtype, spread=20.0)
+    special = extremes(dtype)
+    cases = [(torch.cat([torch.ones_like(special), x]), torch.cat([special, scale]), key_of(7))]
+    x, scale = inputs(5, 7, dtype=dtype)
+    cases.append((x.t(), scale[:, :1].expand(5, 7).t(), reparam_fused.split(key_of(9), 7)))
+    drawn = op in SCALED_OPS
+    function = getattr(reference, {"sample": "sample_from_key"}.get(op, op))
+    for bounds in (None, *CLAMPED, *RAISED):
+        for x, scale, key in cases:
+            unused = op == "sample_backward" and form == "std" and bounds is None
+            arguments = (None if unused else scale, *((key,) if drawn else ()), form)
+            block = (None, None) if drawn else ()
+            expected = function(x, *arguments, *block, bounds)
+            out, _, _ = triton_run.run(
+                arch, x, scale, key if drawn else None, op=op, undefined=0, form=form, bounds=bounds
+            )
+            assert_same_bits(out, expected)
+
+
+def compare_samples(
+    arch: int,
+    x: Tensor,
+    scale: Tensor,
+    samples: int,
+    key: Tensor,
+    *,
+    kernel: object = None,
+    form: str = "log_var",
+    bounds: tuple[float, float, float] | None = None,
+    block: tuple[Sequence[int] | None, Sequence[int] | None] = (None, None),
+) -> None:
+    """Both ways, with reference.py."""
+    given = (key, form, *block, bounds)
+    options = {
+        "form": form, "bounds": bounds, "global_shape": block[0], "global_offset": block[1]
+    }  # fmt: skip
+    expected = reference.sample_from_key(x, scale, *given, samples)
+    (z,), plan, _ = triton_run.run_samples(
+        arch, x, scale, key, samples=samples, undefined=0, **options
+    )
+    assert kernel in (None, plan.kernel)
+    assert z.stride() == expected.stride()
+    assert_same_bits(z, expected)
+    incoming, _ = inputs(*z.shape, dtype=x.dtype, seed=9)
+    incoming = incoming.as_strided(z.shape, z.stride())
+    unused = form == "std" and bounds is None
+    expected_grads = reference.samples_backward(incoming, None if unused else scale, *given)
+    grads, plan, _ = triton_run.run_samples(
+        arch, incoming, incoming[0] if unused else scale, key, undefined=0, **options
+    )
+    assert kernel in (None, plan.kernel)
+    for grad, expected in zip(grads, expected_grads, strict=True):
+        assert grad.stride() == expected.stride()
+        assert_same_bits(grad, expected)
+
+
+@each_form_case
+def test_samples(arch: int, dtype: torch.dtype) -> None:
+    """Element i of sample k has the noise of index k N + i, wherever that is in a counter."""
+    whole, elements = triton_kernels.whole_samples_kernel, triton_kernels.samples_kernel
+    key = key_of(2**64 - 59, 2**64 - 300)
+    block = 4 * 32 * 16 // dtype.itemsize
+    for n in (1, 2, 3, 4, 5, 6, 7, 8, 127, block, block + 8, 3 * block + 16):
+        kernel = elements if n * dtype.itemsize % 16 else whole
+        compare_samples(arch, *inputs(n, dtype=dtype), 5, key, kernel=kernel)
+    for samples in (1, 2, 9):
+        compare_samples(arch, *inputs(16, dtype=dtype), samples, key, kernel=whole)
+    for form, bounds in (("std", None), ("rho", (-0.5, 0.75, 0.125)), ("log_std", None)):
+        for n, kernel in ((40, whole), (43, elements)):
+            compare_samples(
+                arch, *inputs(n, dtype=dtype), 3, key, kernel=kernel, form=form, bounds=bounds
+            )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts_and_keys_of_samples(dtype: torch.dtype) -> None:
+    elements = triton_kernels.samples_kernel
+    key = key_of(3, 2**32 - 7)
+    x, scale = inputs(6, 12, dtype=dtype)
+    rows, each = reparam_fused.split(key, 6), reparam_fused.split(key, 24).view(4, 6, 2)
+    for mu, log_var, k in (
+        (x.t(), scale.t(), key),
+        (x, scale[:, :1], key),
+        (x[0], scale, key),
+        (x.repeat(1, 2)[:, 1:13], scale[:, ::1], key),
+        (x, scale, rows[None]),  # numbered within the stream of a row
+        (x[:, :7], scale[:, :7], rows[None]),
+        (x[:, :7], scale[:, :7], rows[:4]),  # a key for each sample
+        (x, scale, rows[:4]),
+        (x, scale, each),
+        (x.flatten()[1], scale.flatten()[1], key),
+    ):
+        compare_samples(90, mu, log_var, 4, k)
+    for shape, first in (
+        ((9, 7, 13), (2, 1, 1)),
+        ((4, 6, 16), (0, 0, 3)),
+        ((9, 2**20, 2**30), (4, 9, 2**29 + 1)),
+    ):
+        compare_samples(90, x, scale, 4, key, kernel=elements, block=(shape, first))
+    x, scale = inputs(6, 16, dtype=dtype)
+    whole, block = triton_kernels.whole_samples_kernel, ((9, 6, 16), (2, 0, 0))
+    compare_samples(90, x, scale, 4, key, kernel=whole, block=block)
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("n", [40, 41])
+def test_samples_of_a_generator(n: int, captured: bool) -> None:
+    seed, offset = 2**63 + 5, 2**34 - 8
+    mu, scale = inputs(n)
+    key = torch.zeros(2, dtype=torch.uint64)
+    generator = CudaGenerator(seed, offset - 40 * captured, 40)
+    with draw(CPU if captured else NOT_CAPTURED, generator, 0) as position:
+        (z,), _, _ = triton_run.run_samples(90, mu, scale, key, samples=3, position=position)
+    assert key.tolist() == [seed, offset // 4 + 2**63]
+    assert_same_bits(z, reference.sample_from_key(mu, scale, key, samples=3))
+
+
+@needs_nvdisasm
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_machine_code_of_samples(arch: int, dtype: torch.dtype) -> None:
+    """Nothing moves between threads, and no element waits for its mean again."""
+    for backward in (False, True):
+        code = triton_code.samples(arch, dtype, backward)
+        assert not [o for o in code.opcodes if o.startswith(("LDL", "STL", "BAR", "LDS", "STS"))]
+        # that of a full block, and that of the last one, whose accesses are of elements
+        bodies = triton_code.loops(code)
+        wide = [[i.opcode for i in body if ".128" in i.opcode] for body in bodies]
+        (hot,) = [i for i, opcodes in enumerate(wide) if opcodes]
+        assert [o[:3] for o in wide[hot]] == ["LDG" if backward else "STG"]
+        assert len(bodies[hot]) * dtype.itemsize / 16 <= 45.0
+
+
 @needs_nvdisasm
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_machine_code(arch: int, dtype: torch.dtype, op: str) -> None:
@@ -224,6 +374,19 @@ def test_kernels_compile_for_amd(dtype: torch.dtype, op: str) -> None:
     for a, b in ((x, log_var), (x.t(), log_var.t())):
         plan = triton_kernels.plan(a, b, key, torch.empty_like(a), op=op)
         assert triton_run.compile_plan(plan, target).asm["hsaco"]
+
+
+@pytest.mark.parametrize("shape", [(64, 32), (5, 3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_samples_compile_for_amd(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x, rho = inputs(*shape, dtype=dtype)
+    z = torch.empty(3, *shape, dtype=dtype)
+    options: dict[str, Any] = {"form": "rho", "bounds": RAISED[0]}
+    for plan in (
+        triton_kernels.samples_plan(x, rho, key_of(1), z, **options),
+        triton_kernels.samples_plan(z, rho, key_of(1), x, torch.empty_like(x), **options),
+    ):
+        assert triton_run.compile_plan(plan, GPUTarget("hip", "gfx942", 64)).asm["hsaco"]
 
 
 def test_float64_compiles_for_nvidia(arch: int, op: str) -> None:
@@ -362,6 +525,33 @@ def test_one_compilation_serves_every_position() -> None:
                 plan.kernel.signature, plan.kernel.params, backend
             )
             found.add(str(bind(*plan.arguments, **plan.constants)[1]))
+        assert len(found) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_one_compilation_serves_all_bounds_and_numbers_of_samples(dtype: torch.dtype) -> None:
+    """But for what is added to sigma in a divergence, of which there are those with and without."""
+    backend = make_backend(triton_run.NVIDIA[90])
+
+    def compilation(plan: triton_kernels.Plan) -> str:
+        bind = create_function_from_signature(plan.kernel.signature, plan.kernel.params, backend)
+        return str((bind(*plan.arguments, **plan.constants)[1], plan.constants))
+
+    key = key_of(1)
+    for shape in ((16, 16), (15, 15)):
+        x, scale = inputs(*shape, dtype=dtype)
+        for op in READING_OPS:
+            drawn = key if op in SCALED_OPS else None
+            for few in (CLAMPED, RAISED):
+                plans = [
+                    triton_kernels.plan(x, scale, drawn, torch.empty_like(x), op=op, bounds=b)
+                    for b in (*few, (1.0, 16.0, few[0][2]), (1e-300, 1e300, few[0][2]))
+                ]
+                assert len({compilation(plan) for plan in plans}) == 1
+        found = set()
+        for samples, bounds in ((1, CLAMPED[0]), (2, RAISED[0]), (16, CLAMPED[1]), (7, RAISED[1])):
+            z = torch.empty(samples, *shape, dtype=dtype)
+            found.add(compilation(triton_kernels.samples_plan(x, scale, key, z, bounds=bounds)))
         assert len(found) == 1
 
 

@@ -14,8 +14,8 @@ import machine_code
 import torch
 import triton
 import triton.language as tl
-from helpers import NOISY_OPS
-from machine_code import Code
+from helpers import NOISY_OPS, OPS
+from machine_code import Code, Instruction
 from triton.compiler import ASTSource, CompiledKernel
 from triton_run import NVIDIA, POINTERS, compile_plan
 
@@ -50,6 +50,28 @@ def whole(arch: int, dtype: torch.dtype, op: str) -> Code:
     return code_of(compile_plan(plan, NVIDIA[arch]))
 
 
+def samples(arch: int, dtype: torch.dtype, backward: bool) -> Code:
+    """Of contiguous tensors, their sum if backward."""
+    x, z = torch.empty(1 << 16, dtype=dtype), torch.empty(4, 1 << 16, dtype=dtype)
+    key = torch.zeros(2, dtype=torch.uint64)
+    plan = (
+        triton_kernels.samples_plan(z, x, key, x.clone(), x.clone())
+        if backward
+        else triton_kernels.samples_plan(x, x.clone(), key, z)
+    )
+    return code_of(compile_plan(plan, NVIDIA[arch]))
+
+
+def loops(code: Code) -> list[list[Instruction]]:
+    """What is within a branch back and where it goes, but for the empty one at the end."""
+    found = []
+    for i, instruction in enumerate(code.instructions):
+        first = code.labels.get(instruction.target or "", i)
+        if first < i:
+            found.append(code.instructions[first : i + 1])
+    return found
+
+
 def naive(arch: int, dtype: torch.dtype) -> float:
     """Instructions an element, the best case of its block size: one loop, nothing shared."""
     block = 2048
@@ -67,13 +89,15 @@ def main() -> None:
     built = {
         (k.name.op, k.name.dtype): k.code.slots_per_element(k.name.dtype)
         for k in machine_code.all_kernels((arch,))[arch]
-        if (k.name.form, k.name.scale) == ("whole", "log_var") and k.name.source != "generator"
+        if (k.name.form, k.name.bounded) == ("whole", False)
+        and k.name.scale in ("log_var", "none")
+        and k.name.source != "generator"
     }
     print(f"instructions an element on sm_{arch}")
     print(f"{'op':24}{'dtype':10}{'csrc/cuda':>10}{'triton':>10}{'tl.randn':>10}")
     for dtype in DTYPES:
         name = str(dtype).removeprefix("torch.")
-        for op in machine_code.OPS:
+        for op in OPS:
             ours = whole(arch, dtype, op).slots_per_element(name)
             rival = f"{naive(arch, dtype):.1f}" if op == "sample" else ""
             print(f"{op:24}{name:10}{built[op, name]:10.1f}{ours:10.1f}{rival:>10}")

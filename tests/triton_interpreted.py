@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from helpers import assert_same_bits, inputs, key_of
+from helpers import FORMS, assert_same_bits, inputs, key_of
 from ptx.arithmetic import fma32
 from torch import Tensor
 from triton.runtime import interpreter
@@ -59,6 +60,33 @@ def compare(x: Tensor, scale: Tensor, key: Tensor, *options: Any) -> None:
         compare_results(op(x, scale), expected_op(x, scale))
 
 
+def compare_bounds(x: Tensor, scale: Tensor, key: Tensor) -> None:
+    """Every form, within bounds and without, of which the numbers are no float32."""
+    for form in FORMS:
+        for bounds in (None, (-0.7, 0.9, 0.0), (-math.inf, 1e-300, 0.1)):
+            place = (form, None, None, bounds)
+            kept = None if form == "std" and bounds is None else scale
+            for op, expected_op, arguments in (
+                (*OPS[0], (x, scale, key, *place)),
+                (*OPS[1], (x, kept, key, *place)),
+                (*KL_OPS[0], (x, scale, form, bounds)),
+                (*KL_OPS[1], (x, scale, form, bounds)),
+            ):
+                compare_results(op(*arguments), expected_op(*arguments))
+
+
+def compare_samples(
+    x: Tensor, scale: Tensor, key: Tensor, samples: int, form: str = "log_var", *options: Any
+) -> None:
+    z = triton_kernels.sample_from_key(x, scale, key, form, *(options or (None,) * 3), samples)
+    expected = reference.sample_from_key(x, scale, key, form, *(options or (None,) * 3), samples)
+    compare_results(z, expected)
+    grads = triton_kernels.samples_backward(z, scale, key, form, *options)
+    expected_grads = reference.samples_backward(z, scale, key, form, *options)
+    for grad, other in zip(grads, expected_grads, strict=True):
+        compare_results(grad, other)
+
+
 def compare_draw(x: Tensor, scale: Tensor) -> None:
     z, key = torch.empty_like(x), torch.zeros(2, dtype=torch.uint64)
     triton_kernels._launch("sample", x, scale, z, key, position=Position(5 - 2**63, -80))
@@ -103,6 +131,19 @@ def main() -> None:
         compare(x.flatten()[1:], log_var.flatten()[1:], key)
         compare(x, log_var, reparam_fused.split(key, 4))
         compare(x, log_var, key, "std")
+        compare_bounds(x[0], log_var[0], key)
+        for n in (1, 2, 3, 4, 5, 6, 8, 600):
+            compare_samples(*inputs(n, dtype=dtype, seed=n), key, 3)
+        compare_samples(x.transpose(0, 2), log_var.transpose(0, 2), key, 2, "rho")
+        compare_samples(x[..., ::3], log_var[:, :1, ::3], key, 2)
+        compare_samples(x, log_var, reparam_fused.split(key, 4)[None], 3)
+        compare_samples(x, log_var, reparam_fused.split(key, 3), 3)
+        bounds = (-0.7, 0.9, 0.1)
+        block = (9, 4, 6, 11), (3, 0, 0, 1)
+        compare_samples(x, log_var, key, 3, "log_std", *block, bounds)
+        compare_samples(x, log_var, key, 0, "log_std")
+        z, drawn = triton_kernels.sample_at(x, log_var, 5, 80, samples=3)
+        compare_results(z, reference.sample_from_key(x, log_var, drawn, samples=3))
         compare_draw(x, log_var)
         compare_draw(x.transpose(0, 2), log_var.transpose(0, 2))
         compare(x, log_var, key, "log_var", (9, 8, 12), (5, 1, 2))

@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from reparam_fused import triton_kernels
+from reparam_fused import reference, triton_kernels
 from reparam_fused.triton_kernels import Plan
 
 POINTERS = {
@@ -94,8 +94,37 @@ def run(
     if op == "noise":
         x = scale = out
     plan = triton_kernels.plan(x, scale, key, out, op=op, **options)
+    return out, plan, execute(arch, plan, {"out_ptr": out}, undefined)
+
+
+def run_samples(
+    arch: int,
+    x: Tensor,
+    scale: Tensor,
+    key: Tensor,
+    *,
+    samples: int | None = None,
+    undefined: int | None = None,
+    **options: Any,
+) -> tuple[tuple[Tensor, ...], Plan, Stats]:
+    """So many samples; or, without a number, the sums over those of x."""
+    if samples is not None:
+        out = reference.output_of_samples(torch.add(x, scale), samples)
+        shape = out.shape[1:]
+        plan = triton_kernels.samples_plan(
+            x.expand(shape), scale.expand(shape), key, out, **options
+        )
+        return (out,), plan, execute(arch, plan, {"out_ptr": out}, undefined)
+    by_x, out = (torch.empty_like(torch.add(x[0], scale)) for _ in range(2))
+    plan = triton_kernels.samples_plan(x, scale.expand(out.shape), key, out, by_x, **options)
+    stats = execute(arch, plan, {"out_ptr": out, "by_x_ptr": by_x}, undefined)
+    return (by_x, out), plan, stats
+
+
+def execute(arch: int, plan: Plan, results: dict[str, Tensor], undefined: int | None) -> Stats:
     kernel = _parse(compile_plan(plan, NVIDIA[arch]).asm["ptx"])
-    written = ["out_ptr"]
+    named = {t.untyped_storage().data_ptr(): name for name, t in results.items()}
+    written = list(results)
     if plan.constants["DRAWN"]:
         written.append(plan.kernel.arg_names[3])
     memory = Memory()
@@ -105,8 +134,7 @@ def run(
         if isinstance(argument, Tensor):
             base = argument.untyped_storage().data_ptr()
             if base not in buffers:
-                if base == out.untyped_storage().data_ptr():
-                    name = "out_ptr"  # of noise the operands too, which are not read
+                name = named.get(base, name)  # an operand that is not read may be a result
                 # aligned as the storage is, which the plan has looked at
                 buffers[base] = memory.allocate(
                     name, _storage(argument), writable=name in written, misalign=base % 16
@@ -126,4 +154,4 @@ def run(
     )
     for name in written:
         memory.check_written_once(name)
-    return out, plan, stats
+    return stats

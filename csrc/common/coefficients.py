@@ -1,4 +1,4 @@
-"""Derive the polynomial coefficients of normal.h, reparam.h and kl_divergence.h.
+"""Derive the polynomial coefficients of normal.h, reparam.h, softplus.h and kl_divergence.h.
 
     python csrc/common/coefficients.py
 
@@ -56,12 +56,36 @@ def expm1_minus_x_over(f: mp.mpf) -> mp.mpf:
     return (mp.expm1(f) - f) / f**2 if f else mp.mpf(1) / 2
 
 
+def minus_log1p_over(f: mp.mpf) -> mp.mpf:
+    """(f - ln(1 + f)) / f^2, so that f - ln(1 + f) keeps its relative error near 0."""
+    return (f - mp.log1p(f)) / f**2 if f else mp.mpf(1) / 2
+
+
+def log1p_minus_x_over(t: mp.mpf) -> mp.mpf:
+    """(ln(1 + t) - t) / t^2, so that ln(1 + t) / t is exactly 1 at 0."""
+    return -minus_log1p_over(t)
+
+
+def minus_reciprocal(t: mp.mpf) -> mp.mpf:
+    """-1 / (1 + t): an estimate, for both precisions."""
+    return -1 / (1 + t)
+
+
 FITS = [
     Fit("kLog", neg2_log1p_over, SQRT_HALF - 1, 2 * SQRT_HALF - 1, {"f32": 8, "f64": 20}),
     Fit("kSin", sinpi_over, mp.mpf(0), mp.mpf(1) / 4, {"f32": 4, "f64": 8}),
     Fit("kCos", cospi_minus_1_over, mp.mpf(0), mp.mpf(1) / 4, {"f32": 4, "f64": 8}),
     Fit("kExp2", exp2_minus_1_over, mp.mpf(-1), mp.mpf(1), {"f32": 6, "f64": 12}),
     Fit("kExpm1", expm1_minus_x_over, -mp.log(2), mp.log(2), {"f32": 6, "f64": 13}),
+    Fit(
+        "kLogTerm",
+        minus_log1p_over,
+        SQRT_HALF - 1,
+        2 * SQRT_HALF - 1,
+        {"f32": 8, "f64": 20},
+    ),
+    Fit("kLog1p", log1p_minus_x_over, mp.mpf(0), mp.mpf(1), {"f32": 8, "f64": 20}),
+    Fit("kReciprocal", minus_reciprocal, mp.mpf(0), mp.mpf(1), {"f32": 5}),
 ]
 
 

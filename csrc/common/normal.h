@@ -15,14 +15,18 @@
 
 namespace reparam_fused {
 
-// A constant that both precisions hold.
+// A number in the precision of R, rounded where that does not hold it; and in every lane.
+template <class V, class R>
+REPARAM_FUSED_INLINE auto number(double value) {
+  if constexpr (std::is_same<R, typename V::D>::value) {
+    return value;
+  } else {
+    return static_cast<float>(value);
+  }
+}
 template <class V, class R>
 REPARAM_FUSED_INLINE R constant(double value) {
-  if constexpr (std::is_same<R, typename V::D>::value) {
-    return V::set(value);
-  } else {
-    return V::set(static_cast<float>(value));
-  }
+  return V::set(number<V, R>(value));
 }
 
 // p * y^k + c * y^(k-1) + ..., highest power first, one fma a coefficient.
@@ -32,7 +36,40 @@ REPARAM_FUSED_INLINE R horner(R, R p) {
 }
 template <class V, class R, class C, class... Rest>
 REPARAM_FUSED_INLINE R horner(R y, R p, C c, Rest... rest) {
-  return horner<V>(y, V::fma(p, y, V::set(c)), rest...);
+  return horner<V>(y, V::fma(p, y, constant<V, R>(c)), rest...);
+}
+
+template <class V>
+REPARAM_FUSED_INLINE typename V::F magnitude(typename V::F x) {
+  return V::from_bits(V::and_(V::bits(x), V::set(0x7fffffffu)));
+}
+template <class V>
+REPARAM_FUSED_INLINE typename V::D magnitude(typename V::D x) {
+  return V::from_bits(V::and_(V::bits(x), V::set(uint64_t{0x7fffffffffffffff})));
+}
+
+// f and 2^23 e of u = 2^e (1 + f), exactly, with 1 + f in [sqrt(1/2), sqrt(2)): the exponent
+// stays in its place in the word. Valid: every normal u, and inf, which gives e = 128, f = 0.
+template <class V>
+REPARAM_FUSED_INLINE typename V::F split(typename V::F u, typename V::F& f) {
+  const auto bits = V::bits(u);
+  const auto exponent = V::and_(V::sub(bits, V::set(0x3f3504f3u)), V::set(0xff800000u));
+  f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0f));
+  return V::signed_to_float(exponent);
+}
+
+// The same in fp64, but e itself.
+template <class V>
+REPARAM_FUSED_INLINE typename V::D split(typename V::D u, typename V::D& f) {
+  const auto bits = V::bits(u);
+  const auto exponent = V::and_(V::sub(bits, V::set(uint64_t{0x3fe6a09e667f3bcd})),
+                                V::set(uint64_t{0xfff0000000000000}));
+  f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0));
+  // No 64-bit integer conversion below AVX-512: 1024 + e is put into the low
+  // mantissa bits of 2^52, and taken off again.
+  const auto biased = V::template shr<52>(V::add(exponent, V::set(uint64_t{1024} << 52)));
+  return V::sub(V::from_bits(V::or_(biased, V::set(uint64_t{0x4330000000000000}))),
+                V::set(0x1p52 + 1024));
 }
 
 // u = (w + 1/2) / 2^32, in [2^-33, 1]: a radius reaches 6.76, and u rounds to 1
@@ -45,18 +82,14 @@ REPARAM_FUSED_INLINE typename V::F uniform(typename V::U w) {
 // sqrt(-2 ln u), but 2^-30 for u = 1. Valid: u in [2^-33, 1]. Max error: 1.66 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::F radius(typename V::F u) {
-  // u = 2^e (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). The exponent stays in
-  // its place in the word, and the 2^-23 of that place in the constant.
-  const auto bits = V::bits(u);
-  const auto exponent = V::and_(V::sub(bits, V::set(0x3f3504f3u)), V::set(0xff800000u));
-  const auto f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0f));
+  typename V::F f;
+  const auto exponent = split<V>(u, f);
   const auto q =
       horner<V>(f, V::set(-0x1.5d8646p-3f), 0x1.243c02p-2f, -0x1.32bcb8p-2f, 0x1.53846ep-2f,
                 -0x1.98b290p-2f, 0x1.00038cp-1f, -0x1.555796p-1f, 0x1.fffffep-1f, -0x1.000000p+1f);
   // -2 ln2 * 2^-23. The 2^-60 is lost on any sum but that of u = 1: a root that is
   // never taken of 0 needs no guard on a GPU.
-  const auto scaled =
-      V::fma(V::signed_to_float(exponent), V::set(-0x1.62e430p-23f), V::set(0x1p-60f));
+  const auto scaled = V::fma(exponent, V::set(-0x1.62e430p-23f), V::set(0x1p-60f));
   return V::sqrt(V::fma(f, q, scaled));
 }
 
@@ -103,15 +136,8 @@ REPARAM_FUSED_INLINE typename V::D uniform(typename V::U high, typename V::U low
 // sqrt(-2 ln u). Valid: u in [2^-65, 1]. Max error: 1.4 ULP.
 template <class V>
 REPARAM_FUSED_INLINE typename V::D radius(typename V::D u) {
-  const auto bits = V::bits(u);
-  const auto exponent = V::and_(V::sub(bits, V::set(uint64_t{0x3fe6a09e667f3bcd})),
-                                V::set(uint64_t{0xfff0000000000000}));
-  const auto f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0));
-  // No 64-bit integer conversion below AVX-512: 128 + e is put into the low
-  // mantissa bits of 2^52, and taken off again.
-  const auto biased = V::template shr<52>(V::add(exponent, V::set(uint64_t{128} << 52)));
-  const auto e = V::sub(V::from_bits(V::or_(biased, V::set(uint64_t{0x4330000000000000}))),
-                        V::set(0x1p52 + 128));
+  typename V::D f;
+  const auto e = split<V>(u, f);
   const auto q = horner<V>(
       f, V::set(-0x1.a1a07063e1f57p-5), 0x1.e54e6e031fa28p-4, -0x1.0b4d03bd1f9f7p-3,
       0x1.d3914dbd3ebe5p-4, -0x1.d0371db232745p-4, 0x1.fb16f6a9a7b44p-4, -0x1.11c9ecec742c1p-3,
@@ -165,12 +191,16 @@ REPARAM_FUSED_INLINE void box_muller(PhiloxBlock<V> w, typename V::D (&n)[2]) {
 
 // The normals of kLanes counters from `first` on, as a tile of elements of T: in
 // the registers, and in the order, that V::load_tile gives such elements.
-template <class V, class T, class R, int n>
-REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, R (&eps)[n]) {
+template <class V, class T, class Seed, class R, int n>
+REPARAM_FUSED_INLINE void normals(uint64_t first, const Seed& seed, R (&eps)[n]) {
   PhiloxBlock<V> w{{}, {}, V::set(0u), V::set(0u)};
   V::template counters<T>(first, w.w0, w.w1);
-  box_muller<V>(philox4x32_10<V>(w, OneSeed<V>(seed)), eps);
+  box_muller<V>(philox4x32_10<V>(w, seed), eps);
   V::template to_tile_order<T>(eps);
+}
+template <class V, class T, class R, int n>
+REPARAM_FUSED_INLINE void normals(uint64_t first, uint64_t seed, R (&eps)[n]) {
+  normals<V, T>(first, OneSeed<V>(seed), eps);
 }
 
 // The same of any kLanes counters, each under a seed of its own.

@@ -1,65 +1,21 @@
 #pragma once
 
-#include "normal.h"
+#include "problem.h"
+#include "softplus.h"
 
-// What is done with the noise: sigma, and the two passes over it. A further form of
+// What is done with the noise: the forms of the scale, and the passes over them. A further form of
 // the scale is a further struct in the list of forms, a further output a further struct
 // below it: not a further loop.
 
 namespace reparam_fused {
 
-// factor exp(log_var / 2), with a factor that is a power of two and a constant: it
-// goes into the coefficients, exactly, and costs nothing. Valid: every input. NaN
-// stays NaN, +inf gives inf, -inf gives 0, denormals are kept, sigma(0) is exactly 1.
-// Max error: 1.7 ULP.
-template <class V>
-REPARAM_FUSED_INLINE typename V::F sigma(typename V::F log_var, float factor = 1.0f) {
-  // exp(log_var / 2) = 2^(2 h + t) with t in [-1, 1]. The sum below ends in
-  // steps of 2, so its last bits are h + 127, which one shift makes 2^h; two
-  // factors 2^h reach every exponent, denormals included, with one rounding.
-  // Past 256 both ends are inf and 0 already; the clamp keeps h in range.
-  const auto x = V::clamp(log_var, 256.0f);
-  const auto magic = V::set(0x1.8p24f + 254.0f);
-  // log2(e) / 2 in two parts
-  const auto high = V::set(0x1.715476p-1f);
-  const auto low = V::set(0x1.4ae0c0p-27f);
-  const auto shifted = V::fma(x, high, magic);
-  const auto minus_2h = V::sub(magic, shifted);
-  const auto t = V::fma(x, low, V::fma(x, high, minus_2h));
-  const auto p =
-      horner<V>(t, V::set(factor * 0x1.02e730p-16f), factor * 0x1.47eb04p-13f,
-                factor * 0x1.5d81fap-10f, factor * 0x1.3b20eep-7f, factor * 0x1.c6b094p-5f,
-                factor * 0x1.ebfbf4p-3f, factor * 0x1.62e430p-1f, factor);
-  const auto scale = V::from_bits(V::template shl<23>(V::bits(shifted)));
-  return V::mul(V::mul(p, scale), scale);
-}
-
-// The same in fp64. Max error: 1.8 ULP.
-template <class V>
-REPARAM_FUSED_INLINE typename V::D sigma(typename V::D log_var, float factor = 1.0f) {
-  const auto x = V::clamp(log_var, 2048.0);
-  const auto magic = V::set(0x1.8p53 + 2046.0);
-  const auto high = V::set(0x1.71547652b82fep-1);
-  const auto low = V::set(0x1.777d0ffda0d24p-57);
-  const auto shifted = V::fma(x, high, magic);
-  const auto minus_2h = V::sub(magic, shifted);
-  const auto t = V::fma(x, low, V::fma(x, high, minus_2h));
-  const auto p = horner<V>(
-      t, V::set(factor * 0x1.8441bf9925f7bp-40), factor * 0x1.c7a18f180dd0bp-36,
-      factor * 0x1.e8c72def0d7f6p-32, factor * 0x1.e4ca728581d34p-28,
-      factor * 0x1.b5253f626f217p-24, factor * 0x1.62c02526eaf10p-20,
-      factor * 0x1.ffcbfc5748551p-17, factor * 0x1.430912f6b7aadp-13,
-      factor * 0x1.5d87fe78a6c3cp-10, factor * 0x1.3b2ab6fba5c1ep-7, factor * 0x1.c6b08d704a0bep-5,
-      factor * 0x1.ebfbdff82c587p-3, factor * 0x1.62e42fefa39efp-1, double{factor});
-  const auto scale = V::from_bits(V::template shl<52>(V::bits(shifted)));
-  return V::mul(V::mul(p, scale), scale);
-}
-
-// What a scale is given as: sigma of it, and the chain rule back to it, which may
-// need the scale again.
+// What a scale is given as: sigma of it, and the chain rule back to it, which may need the scale
+// again. kLogVar is how much of log_var, ln sigma^2, a unit of the scale is; 0: it is another
+// function.
 struct LogVar {
   static constexpr const char* kName = "log_var";
   static constexpr bool kBackwardReads = true;
+  static constexpr float kLogVar = 1.0f;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R to_sigma(R log_var) {
     return sigma<V>(log_var);
@@ -72,6 +28,7 @@ struct LogVar {
 struct Std {
   static constexpr const char* kName = "std";
   static constexpr bool kBackwardReads = false;
+  static constexpr float kLogVar = 0.0f;
   template <class V, class R>
   static REPARAM_FUSED_INLINE R to_sigma(R std) {
     return std;
@@ -81,49 +38,137 @@ struct Std {
     return grad_sigma;
   }
 };
+// sigma = ln(1 + e^rho) (Blundell et al., Weight Uncertainty in Neural Networks, 2015)
+struct Rho {
+  static constexpr const char* kName = "rho";
+  static constexpr bool kBackwardReads = true;
+  static constexpr float kLogVar = 0.0f;
+  template <class V, class R>
+  static REPARAM_FUSED_INLINE R to_sigma(R rho) {
+    return softplus<V>(rho);
+  }
+  template <class V, class R>
+  static REPARAM_FUSED_INLINE R chain(R grad_sigma, R rho) {
+    return V::mul(grad_sigma, sigmoid<V>(rho));
+  }
+};
 
 template <class... F>
 struct FormList {
   static constexpr int kSize = sizeof...(F);
   static constexpr const char* kNames[] = {F::kName...};
   static constexpr bool kBackwardReads[] = {F::kBackwardReads...};
+  static constexpr float kLogVar[] = {F::kLogVar...};
 };
 
 // All there are: every kernel takes each of them. The place of a form in this list is its
 // number.
-using Forms = FormList<LogVar, Std>;
+using Forms = FormList<LogVar, Std, Rho>;
 
-// kReads: whether an op has operands; kDraws: whether it makes use of noise.
+// A form of the scale within limits, which are Bounds or Unbounded. NaN passes a clamp, whose
+// gradient is 0 outside of it and for NaN, as that of torch.clamp.
+template <class Form>
+struct Scale {
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE R clamp(R x, const Limits& limits) {
+    if constexpr (Limits::kBounded) {
+      x = V::at_most(V::at_least(x, number<V, R>(limits.low)), number<V, R>(limits.high));
+    }
+    return x;
+  }
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE R to_sigma(R x, const Limits& limits) {
+    R sigma = Form::template to_sigma<V>(clamp<V>(x, limits));
+    if constexpr (Limits::kBounded) {
+      if (limits.given()) sigma = V::add(sigma, constant<V, R>(limits.min_std));
+    }
+    return sigma;
+  }
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE R chain(R grad_sigma, R x, const Limits& limits) {
+    const R clamped = clamp<V>(x, limits);
+    return within<V>(Form::template chain<V>(grad_sigma, clamped), x, clamped, limits);
+  }
+  // The gradient of the scale from that of the clamped scale
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE R within(R grad, R x, R clamped, const Limits& limits) {
+    if constexpr (Limits::kBounded) {
+      if (limits.given()) grad = V::where_equal(x, clamped, grad, constant<V, R>(0));
+    }
+    return grad;
+  }
+};
+
+// An op is what is made of the operands and the noise of an element. kDraws: whether it makes use
+// of noise.
 
 // z = mu + sigma eps
 template <class Form>
 struct Sample {
-  static constexpr bool kReads = true;
+  static constexpr int kOperands = 2, kResults = 1;
   static constexpr bool kDraws = true;
-  template <class V, class R>
-  static REPARAM_FUSED_INLINE R apply(R mu, R scale, R eps) {
-    return V::fma(Form::template to_sigma<V, R>(scale), eps, mu);
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE void apply(const R* in, R eps, const Limits& limits, R* out) {
+    out[0] = V::fma(Scale<Form>::template to_sigma<V>(in[1], limits), eps, in[0]);
   }
 };
 
 // grad_scale = grad_z * d z / d scale, with d z / d sigma = eps
 template <class Form>
 struct SampleBackward {
-  static constexpr bool kReads = true;
+  static constexpr int kOperands = 2, kResults = 1;
   static constexpr bool kDraws = true;
-  template <class V, class R>
-  static REPARAM_FUSED_INLINE R apply(R grad_z, R scale, R eps) {
-    return Form::template chain<V, R>(V::mul(grad_z, eps), scale);
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE void apply(const R* in, R eps, const Limits& limits, R* out) {
+    out[0] = Scale<Form>::template chain<V>(V::mul(in[0], eps), in[1], limits);
   }
 };
 
 // eps itself
 struct Noise {
-  static constexpr bool kReads = false;
+  static constexpr int kOperands = 0, kResults = 1;
   static constexpr bool kDraws = true;
-  template <class V, class R>
-  static REPARAM_FUSED_INLINE R apply(R, R, R eps) {
-    return eps;
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE void apply(const R*, R eps, const Limits&, R* out) {
+    out[0] = eps;
+  }
+};
+
+// K samples of each element: what does not depend on the noise is made once, each sample is one of
+// the form Std of it, and the backward sums over them, from the first on.
+
+// mu and sigma
+template <class Form>
+struct Moments {
+  static constexpr int kOperands = 2, kResults = 2;
+  static constexpr bool kDraws = false;
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE void apply(const R* in, R, const Limits& limits, R* out) {
+    out[0] = in[0];
+    out[1] = Scale<Form>::template to_sigma<V>(in[1], limits);
+  }
+};
+
+// Of the gradient of a sample and the sums so far: the sums with it
+struct AddSample {
+  static constexpr int kOperands = 3, kResults = 2;
+  static constexpr bool kDraws = true;
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE void apply(const R* in, R eps, const Limits&, R* out) {
+    out[0] = V::add(in[1], in[0]);
+    out[1] = V::fma(in[0], eps, in[2]);
+  }
+};
+
+// Of the sums over all samples: the gradients
+template <class Form>
+struct Gradients {
+  static constexpr int kOperands = 3, kResults = 2;
+  static constexpr bool kDraws = false;
+  template <class V, class R, class Limits>
+  static REPARAM_FUSED_INLINE void apply(const R* in, R, const Limits& limits, R* out) {
+    out[0] = in[0];
+    out[1] = Scale<Form>::template chain<V>(in[1], in[2], limits);
   }
 };
 

@@ -9,6 +9,17 @@
 
 namespace reparam_fused {
 
+// A zero bound, with the sign by which every maximum or minimum leaves a zero alone: they
+// differ on two zeros of unlike sign.
+template <class T>
+REPARAM_FUSED_INLINE T low_bound(T low) {
+  return low == 0 ? -T(0) : low;
+}
+template <class T>
+REPARAM_FUSED_INLINE T high_bound(T high) {
+  return high == 0 ? T(0) : high;
+}
+
 // The lane type of one value: the portable CPU path. The other lane types have
 // the same members over a register of N values, and csrc/cuda/thread.h over the one
 // of a GPU thread:
@@ -17,6 +28,9 @@ namespace reparam_fused {
 //   set                a constant in every lane
 //   fma ... sqrt       one IEEE operation, rounded to nearest even
 //   clamp(x, limit)    x in [-limit, limit]; NaN passes
+//   at_least(x, low)   the larger; NaN passes, and so does a zero where low is one, which
+//   at_most(x, high)   else gives -0; the smaller likewise, and a zero bound gives +0
+//   where_equal(a, b, x, y)   x where a == b, else y; NaN is equal to nothing
 //   bits, from_bits    the same register seen as integers, and back
 //   to_*, signed_to_*  exact or rounded once, to nearest even
 //   mulhilo            the two halves of a 32 x 32 bit product
@@ -25,6 +39,7 @@ namespace reparam_fused {
 //   counters           kLanes counters, in the order that lets
 //   to_tile_order      bring their normals where load_tile puts the elements
 //   halves             the halves of any kLanes words, in that order
+//   as_tile_of         brings what load_tile gave of fp32 to where it would put such elements
 struct Scalar {
   using F = float;
   using D = double;
@@ -44,11 +59,13 @@ struct Scalar {
   static REPARAM_FUSED_INLINE F add(F a, F b) { return a + b; }
   static REPARAM_FUSED_INLINE F sub(F a, F b) { return a - b; }
   static REPARAM_FUSED_INLINE F mul(F a, F b) { return a * b; }
+  static REPARAM_FUSED_INLINE F div(F a, F b) { return a / b; }
   static REPARAM_FUSED_INLINE F sqrt(F a) { return std::sqrt(a); }
   static REPARAM_FUSED_INLINE D fma(D a, D b, D c) { return std::fma(a, b, c); }
   static REPARAM_FUSED_INLINE D add(D a, D b) { return a + b; }
   static REPARAM_FUSED_INLINE D sub(D a, D b) { return a - b; }
   static REPARAM_FUSED_INLINE D mul(D a, D b) { return a * b; }
+  static REPARAM_FUSED_INLINE D div(D a, D b) { return a / b; }
   static REPARAM_FUSED_INLINE D sqrt(D a) { return std::sqrt(a); }
   static REPARAM_FUSED_INLINE U bits(F a) { return copy_bits<U>(a); }
   static REPARAM_FUSED_INLINE F from_bits(U a) { return copy_bits<F>(a); }
@@ -70,6 +87,14 @@ struct Scalar {
   template <class R>
   static REPARAM_FUSED_INLINE R clamp(R x, R limit) {
     return x < -limit ? -limit : (x > limit ? limit : x);
+  }
+  static REPARAM_FUSED_INLINE F at_least(F x, F low) { return x < low ? low_bound(low) : x; }
+  static REPARAM_FUSED_INLINE D at_least(D x, D low) { return x < low ? low_bound(low) : x; }
+  static REPARAM_FUSED_INLINE F at_most(F x, F high) { return x > high ? high_bound(high) : x; }
+  static REPARAM_FUSED_INLINE D at_most(D x, D high) { return x > high ? high_bound(high) : x; }
+  template <class R>
+  static REPARAM_FUSED_INLINE R where_equal(R a, R b, R x, R y) {
+    return a == b ? x : y;
   }
 
   // -x where the top bit of word is set
@@ -164,6 +189,8 @@ struct Scalar {
   }
   template <class T, class R, int n>
   static REPARAM_FUSED_INLINE void to_tile_order(R (&)[n]) {}
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_tile_of(R (&)[n]) {}
 };
 
 }  // namespace reparam_fused

@@ -28,12 +28,23 @@ struct Avx2 {
   }
 
   static REPARAM_FUSED_INLINE F fma(F x, F y, F z) { return _mm256_fmadd_ps(x, y, z); }
+  static REPARAM_FUSED_INLINE F add(F x, F y) { return _mm256_add_ps(x, y); }
   static REPARAM_FUSED_INLINE F sub(F x, F y) { return _mm256_sub_ps(x, y); }
   static REPARAM_FUSED_INLINE F mul(F x, F y) { return _mm256_mul_ps(x, y); }
+  static REPARAM_FUSED_INLINE F div(F x, F y) { return _mm256_div_ps(x, y); }
   static REPARAM_FUSED_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
   // min and max give their second operand where one is NaN
   static REPARAM_FUSED_INLINE F clamp(F x, float limit) {
     return _mm256_min_ps(set(limit), _mm256_max_ps(set(-limit), x));
+  }
+  static REPARAM_FUSED_INLINE F at_least(F x, float low) {
+    return _mm256_max_ps(set(low_bound(low)), x);
+  }
+  static REPARAM_FUSED_INLINE F at_most(F x, float high) {
+    return _mm256_min_ps(set(high_bound(high)), x);
+  }
+  static REPARAM_FUSED_INLINE F where_equal(F a, F b, F x, F y) {
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
   }
   static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
     return _mm256_xor_ps(x, from_bits(and_(word, set(0x80000000u))));
@@ -41,17 +52,35 @@ struct Avx2 {
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm256_fmadd_pd(x.a, y.a, z.a), _mm256_fmadd_pd(x.b, y.b, z.b)};
   }
+  static REPARAM_FUSED_INLINE D add(D x, D y) {
+    return {_mm256_add_pd(x.a, y.a), _mm256_add_pd(x.b, y.b)};
+  }
   static REPARAM_FUSED_INLINE D sub(D x, D y) {
     return {_mm256_sub_pd(x.a, y.a), _mm256_sub_pd(x.b, y.b)};
   }
   static REPARAM_FUSED_INLINE D mul(D x, D y) {
     return {_mm256_mul_pd(x.a, y.a), _mm256_mul_pd(x.b, y.b)};
   }
+  static REPARAM_FUSED_INLINE D div(D x, D y) {
+    return {_mm256_div_pd(x.a, y.a), _mm256_div_pd(x.b, y.b)};
+  }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm256_sqrt_pd(x.a), _mm256_sqrt_pd(x.b)}; }
   static REPARAM_FUSED_INLINE D clamp(D x, double limit) {
     const D low = set(-limit), high = set(limit);
     return {_mm256_min_pd(high.a, _mm256_max_pd(low.a, x.a)),
             _mm256_min_pd(high.b, _mm256_max_pd(low.b, x.b))};
+  }
+  static REPARAM_FUSED_INLINE D at_least(D x, double low) {
+    const D bound = set(low_bound(low));
+    return {_mm256_max_pd(bound.a, x.a), _mm256_max_pd(bound.b, x.b)};
+  }
+  static REPARAM_FUSED_INLINE D at_most(D x, double high) {
+    const D bound = set(high_bound(high));
+    return {_mm256_min_pd(bound.a, x.a), _mm256_min_pd(bound.b, x.b)};
+  }
+  static REPARAM_FUSED_INLINE D where_equal(D a, D b, D x, D y) {
+    return {_mm256_blendv_pd(y.a, x.a, _mm256_cmp_pd(a.a, b.a, _CMP_EQ_OQ)),
+            _mm256_blendv_pd(y.b, x.b, _mm256_cmp_pd(a.b, b.b, _CMP_EQ_OQ))};
   }
 
   static REPARAM_FUSED_INLINE U bits(F x) { return _mm256_castps_si256(x); }
@@ -189,6 +218,16 @@ struct Avx2 {
     n[0] = {_mm256_unpacklo_pd(first.a, n[1].a), _mm256_unpackhi_pd(first.a, n[1].a)};
     n[1] = {_mm256_unpacklo_pd(first.b, n[1].b), _mm256_unpackhi_pd(first.b, n[1].b)};
   }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_tile_of(R (&x)[n]) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      for (int i = 0; i < n; i += 2) {
+        const F first = x[i];
+        x[i] = in_order(_mm256_shuffle_ps(first, x[i + 1], 0x88));
+        x[i + 1] = in_order(_mm256_shuffle_ps(first, x[i + 1], 0xdd));
+      }
+    }
+  }
 
  private:
   template <class To>
@@ -209,6 +248,11 @@ struct Avx2 {
     const U number = bits(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
     const U half_step = and_(number, _mm256_add_epi32(odd, set(0x7fffu)));
     return _mm256_add_epi32(b, half_step);
+  }
+
+  // Elements 0 1 8 9 2 3 10 11 of two registers, as they were
+  static REPARAM_FUSED_INLINE F in_order(F x) {
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(x), 0xd8));
   }
 
   static REPARAM_FUSED_INLINE U counter_order(const void*) {

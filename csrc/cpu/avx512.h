@@ -27,15 +27,29 @@ struct Avx512 {
     return {q, q};
   }
   static REPARAM_FUSED_INLINE F fma(F x, F y, F z) { return _mm512_fmadd_ps(x, y, z); }
+  static REPARAM_FUSED_INLINE F add(F x, F y) { return _mm512_add_ps(x, y); }
   static REPARAM_FUSED_INLINE F sub(F x, F y) { return _mm512_sub_ps(x, y); }
   static REPARAM_FUSED_INLINE F mul(F x, F y) { return _mm512_mul_ps(x, y); }
+  static REPARAM_FUSED_INLINE F div(F x, F y) { return _mm512_div_ps(x, y); }
   static REPARAM_FUSED_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
   // min and max give their second operand where one is NaN
   static REPARAM_FUSED_INLINE F clamp(F x, float limit) {
     return _mm512_min_ps(set(limit), _mm512_max_ps(set(-limit), x));
   }
+  static REPARAM_FUSED_INLINE F at_least(F x, float low) {
+    return _mm512_max_ps(set(low_bound(low)), x);
+  }
+  static REPARAM_FUSED_INLINE F at_most(F x, float high) {
+    return _mm512_min_ps(set(high_bound(high)), x);
+  }
+  static REPARAM_FUSED_INLINE F where_equal(F a, F b, F x, F y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), y, x);
+  }
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {_mm512_fmadd_pd(x.a, y.a, z.a), _mm512_fmadd_pd(x.b, y.b, z.b)};
+  }
+  static REPARAM_FUSED_INLINE D add(D x, D y) {
+    return {_mm512_add_pd(x.a, y.a), _mm512_add_pd(x.b, y.b)};
   }
   static REPARAM_FUSED_INLINE D sub(D x, D y) {
     return {_mm512_sub_pd(x.a, y.a), _mm512_sub_pd(x.b, y.b)};
@@ -43,11 +57,26 @@ struct Avx512 {
   static REPARAM_FUSED_INLINE D mul(D x, D y) {
     return {_mm512_mul_pd(x.a, y.a), _mm512_mul_pd(x.b, y.b)};
   }
+  static REPARAM_FUSED_INLINE D div(D x, D y) {
+    return {_mm512_div_pd(x.a, y.a), _mm512_div_pd(x.b, y.b)};
+  }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {_mm512_sqrt_pd(x.a), _mm512_sqrt_pd(x.b)}; }
   static REPARAM_FUSED_INLINE D clamp(D x, double limit) {
     const D low = set(-limit), high = set(limit);
     return {_mm512_min_pd(high.a, _mm512_max_pd(low.a, x.a)),
             _mm512_min_pd(high.b, _mm512_max_pd(low.b, x.b))};
+  }
+  static REPARAM_FUSED_INLINE D at_least(D x, double low) {
+    const D bound = set(low_bound(low));
+    return {_mm512_max_pd(bound.a, x.a), _mm512_max_pd(bound.b, x.b)};
+  }
+  static REPARAM_FUSED_INLINE D at_most(D x, double high) {
+    const D bound = set(high_bound(high));
+    return {_mm512_min_pd(bound.a, x.a), _mm512_min_pd(bound.b, x.b)};
+  }
+  static REPARAM_FUSED_INLINE D where_equal(D a, D b, D x, D y) {
+    return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.a, b.a, _CMP_EQ_OQ), y.a, x.a),
+            _mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.b, b.b, _CMP_EQ_OQ), y.b, x.b)};
   }
 
   static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
@@ -185,6 +214,17 @@ struct Avx512 {
     const D first = n[0];
     n[0] = {_mm512_unpacklo_pd(first.a, n[1].a), _mm512_unpackhi_pd(first.a, n[1].a)};
     n[1] = {_mm512_unpacklo_pd(first.b, n[1].b), _mm512_unpackhi_pd(first.b, n[1].b)};
+  }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_tile_of(R (&x)[n]) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      const U even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      for (int i = 0; i < n; i += 2) {
+        const F first = x[i];
+        x[i] = _mm512_permutex2var_ps(first, even, x[i + 1]);
+        x[i + 1] = _mm512_permutex2var_ps(first, or_(even, set(1u)), x[i + 1]);
+      }
+    }
   }
 
  private:

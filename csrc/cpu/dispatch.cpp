@@ -51,6 +51,106 @@ const Kernels& choose_kernels() {
                            "', but this CPU and build have: " + names);
 }
 
+// The dimension in which neighbours in memory differ, where it is not the last one: of the first
+// tensor that has such.
+int near_dimension(const Problem& p) {
+  const int last = p.ndim - 1;
+  for (const auto* strides : {p.result_strides, p.operand_strides}) {
+    for (int k = 0; k < kMaxOperands; ++k) {
+      if (strides[k] == nullptr || strides[k][last] <= 1) continue;
+      int near = last;
+      for (int d = 0; d < last; ++d) {
+        if (p.sizes[d] >= 4 && strides[k][d] != 0 && strides[k][d] < strides[k][near]) near = d;
+      }
+      if (near != last) return near;
+    }
+  }
+  return last;
+}
+
+// Columns [first, first + n) of a problem, in panels of so many, and in a panel row after row, for
+// rows that are near each other in memory: a block is then of many rows and few columns, and
+// takes whole lines of the cache from each. The elements keep their noise. Owns its tables.
+struct Panels {
+  Problem problem;
+  int64_t numel;
+
+  Panels(const Problem& p, size_t size, int near, int64_t first, int64_t n, int64_t width)
+      : problem(p), numel(n) {
+    const int last = p.ndim - 1;
+    int dims = 0;
+    const auto add = [&](int d, int64_t size, int64_t step) {
+      sizes_[dims] = size;
+      from_[dims] = d;
+      steps_[dims++] = step;
+    };
+    for (int d = 0; d < last; ++d) {
+      if (d != near) add(d, p.sizes[d], 1);
+      numel *= p.sizes[d];
+    }
+    add(last, n / width, width);
+    add(near, p.sizes[near], 1);
+    add(last, width, 1);
+    problem.ndim = problem.outer_ndim = dims;
+    problem.sizes = sizes_;
+    auto reorder = [&, table = 0](const int64_t*& strides) mutable {
+      int64_t* const reordered = strides_[table++];
+      for (int d = 0; d < dims; ++d) reordered[d] = strides[from_[d]] * steps_[d];
+      strides = reordered;
+    };
+    auto move = [&](const int64_t*& strides, auto& memory) {
+      if (strides == nullptr || memory == nullptr) return;
+      memory = (const_cast<char*>(static_cast<const char*>(memory)) +
+                first * strides[last] * static_cast<int64_t>(size));
+      reorder(strides);
+    };
+    for (int k = 0; k < kMaxOperands; ++k) move(problem.operand_strides[k], problem.operands[k]);
+    for (int k = 0; k < kMaxResults; ++k) move(problem.result_strides[k], problem.results[k]);
+    problem.first_index += first * p.index_strides[last];
+    problem.keys += first * p.key_strides[last];
+    reorder(problem.index_strides);
+    reorder(problem.key_strides);
+    problem.segment_numel = 1;
+    while (problem.outer_ndim > 0 &&
+           problem.index_strides[problem.outer_ndim - 1] == problem.segment_numel) {
+      problem.segment_numel *= sizes_[--problem.outer_ndim];
+    }
+  }
+  Panels(const Panels&) = delete;
+  Panels& operator=(const Panels&) = delete;
+
+ private:
+  int from_[kMaxDims + 1];
+  int64_t sizes_[kMaxDims + 1], steps_[kMaxDims + 1];
+  int64_t strides_[kMaxOperands + kMaxResults + 2][kMaxDims + 1];
+};
+
+// A panel is of a multiple of so many columns.
+constexpr int64_t kPanel = 64;
+
+// By threads, each of whole units
+int32_t run(Kernel kernel, const Problem& problem, int64_t numel, int64_t unit,
+            ParallelFor parallel_for) {
+  struct Job {
+    Kernel kernel;
+    const Problem& problem;
+    int64_t numel, unit;
+  } job{kernel, problem, numel, unit};
+  // A segment that ends within a counter takes the whole of it.
+  const int64_t drawn = (problem.segment_numel + 3) / 4 * 4;
+  int64_t grain = kGrain / std::max<int64_t>(problem.samples, 1);
+  grain = std::max(drawn > kGrain ? grain : grain * problem.segment_numel / drawn, unit);
+  if (numel <= grain) {
+    kernel(problem, 0, numel);
+    return 0;
+  }
+  const auto run = [](int64_t begin, int64_t end, void* context) {
+    const Job& job = *static_cast<const Job*>(context);
+    job.kernel(job.problem, begin * job.unit, std::min(end * job.unit, job.numel));
+  };
+  return parallel_for(0, (numel + unit - 1) / unit, grain / unit, run, &job);
+}
+
 }  // namespace
 
 const Kernels& cpu_kernels() {
@@ -60,24 +160,28 @@ const Kernels& cpu_kernels() {
 
 int32_t run_kernel(Op op, DType dtype, const Problem& problem, int64_t numel,
                    ParallelFor parallel_for) {
-  constexpr KernelTable Kernels::* of_op[] = {&Kernels::sample, &Kernels::sample_backward,
-                                              &Kernels::noise, &Kernels::kl_divergence,
-                                              &Kernels::kl_divergence_backward};
+  constexpr KernelTable Kernels::* of_op[] = {
+      &Kernels::sample,        &Kernels::sample_backward,        &Kernels::noise,
+      &Kernels::kl_divergence, &Kernels::kl_divergence_backward, &Kernels::samples_backward};
   if (numel == 0) return 0;
-  struct Job {
-    Kernel kernel;
-    const Problem& problem;
-    int64_t numel;
-  } job{(cpu_kernels().*of_op[op]).of[dtype], problem, numel};
-  if (numel <= kGrain) {
-    job.kernel(problem, 0, numel);
-    return 0;
+  const auto of = op == kSample && problem.samples != 1 ? &Kernels::samples : of_op[op];
+  const Kernel kernel = (cpu_kernels().*of).of[dtype];
+  const int near = near_dimension(problem), last = problem.ndim - 1;
+  const int64_t columns = problem.sizes[last];
+  if (near == last || columns < (near == last - 1 ? 2 * kPanel : kPanel / 4)) {
+    return run(kernel, problem, numel, kMaxTile, parallel_for);
   }
-  const auto run = [](int64_t begin, int64_t end, void* context) {
-    const Job& job = *static_cast<const Job*>(context);
-    job.kernel(job.problem, begin * kMaxTile, std::min(end * kMaxTile, job.numel));
-  };
-  return parallel_for(0, (numel + kMaxTile - 1) / kMaxTile, kGrain / kMaxTile, run, &job);
+  const size_t sizes[] = {sizeof(float), sizeof(double), 2, 2};
+  const int64_t rows = std::min(problem.sizes[near], kLarge / kPanel);
+  const int64_t width = columns < 2 * kPanel
+                            ? columns
+                            : std::min(std::max(kBlock / rows, kPanel), columns) / kPanel * kPanel;
+  const int64_t whole = columns / width * width;
+  const Panels panels(problem, sizes[dtype], near, 0, whole, width);
+  const int32_t error = run(kernel, panels.problem, panels.numel, rows * width, parallel_for);
+  if (error != 0 || whole == columns) return error;
+  const Panels rest(problem, sizes[dtype], near, whole, columns - whole, columns - whole);
+  return run(kernel, rest.problem, rest.numel, kMaxTile, parallel_for);
 }
 
 }  // namespace reparam_fused

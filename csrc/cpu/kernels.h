@@ -13,7 +13,9 @@ struct KernelTable {
 
 struct Kernels {
   const char* isa;
-  KernelTable sample, sample_backward, noise, kl_divergence, kl_divergence_backward;
+  // samples: of kSample with samples other than 1
+  KernelTable sample, sample_backward, noise, kl_divergence, kl_divergence_backward, samples,
+      samples_backward;
   // As keys.h has them
   void (*child_keys)(const uint64_t* keys, int64_t n, uint64_t first, int64_t count, uint64_t* out);
   void (*fold_in)(const uint64_t* keys, int64_t key_stride, const uint64_t* data,
@@ -23,6 +25,12 @@ struct Kernels {
 // A thread's share is a multiple of this, so that no tile is cut: it is the
 // longest one, of 2 x 16 counters with 4 elements each.
 constexpr int64_t kMaxTile = 128;
+
+// Elements of a block: what is read and written of them, and the noise, are to stay in the first
+// cache, or, of rows that are near each other in memory, whole lines of them in the second.
+constexpr int64_t kBlock = 2048, kLarge = 8192;
+// Dimensions of one element are merged away, and 2^63 elements have no more.
+constexpr int kMaxDims = 63;
 
 extern const Kernels kScalarKernels;
 #if defined(__x86_64__)

@@ -34,12 +34,23 @@ struct Neon {
   // The build forbids contraction, which would reach through these intrinsics: to GCC they are
   // a plain product, sum and difference.
   static REPARAM_FUSED_INLINE F fma(F x, F y, F z) { return {vfmaq_f32(z.v, x.v, y.v)}; }
+  static REPARAM_FUSED_INLINE F add(F x, F y) { return {vaddq_f32(x.v, y.v)}; }
   static REPARAM_FUSED_INLINE F sub(F x, F y) { return {vsubq_f32(x.v, y.v)}; }
   static REPARAM_FUSED_INLINE F mul(F x, F y) { return {vmulq_f32(x.v, y.v)}; }
+  static REPARAM_FUSED_INLINE F div(F x, F y) { return {vdivq_f32(x.v, y.v)}; }
   static REPARAM_FUSED_INLINE F sqrt(F x) { return {vsqrtq_f32(x.v)}; }
   // min and max give NaN where one operand is
   static REPARAM_FUSED_INLINE F clamp(F x, float limit) {
     return {vminq_f32(vmaxq_f32(x.v, vdupq_n_f32(-limit)), vdupq_n_f32(limit))};
+  }
+  static REPARAM_FUSED_INLINE F at_least(F x, float low) {
+    return {vmaxq_f32(x.v, vdupq_n_f32(low_bound(low)))};
+  }
+  static REPARAM_FUSED_INLINE F at_most(F x, float high) {
+    return {vminq_f32(x.v, vdupq_n_f32(high_bound(high)))};
+  }
+  static REPARAM_FUSED_INLINE F where_equal(F a, F b, F x, F y) {
+    return {vbslq_f32(vceqq_f32(a.v, b.v), x.v, y.v)};
   }
   static REPARAM_FUSED_INLINE F flip_sign(F x, U word) {
     return from_bits(xor_(bits(x), and_(word, set(0x80000000u))));
@@ -47,12 +58,25 @@ struct Neon {
   static REPARAM_FUSED_INLINE D fma(D x, D y, D z) {
     return {vfmaq_f64(z.a, x.a, y.a), vfmaq_f64(z.b, x.b, y.b)};
   }
+  static REPARAM_FUSED_INLINE D add(D x, D y) { return {vaddq_f64(x.a, y.a), vaddq_f64(x.b, y.b)}; }
   static REPARAM_FUSED_INLINE D sub(D x, D y) { return {vsubq_f64(x.a, y.a), vsubq_f64(x.b, y.b)}; }
   static REPARAM_FUSED_INLINE D mul(D x, D y) { return {vmulq_f64(x.a, y.a), vmulq_f64(x.b, y.b)}; }
+  static REPARAM_FUSED_INLINE D div(D x, D y) { return {vdivq_f64(x.a, y.a), vdivq_f64(x.b, y.b)}; }
   static REPARAM_FUSED_INLINE D sqrt(D x) { return {vsqrtq_f64(x.a), vsqrtq_f64(x.b)}; }
   static REPARAM_FUSED_INLINE D clamp(D x, double limit) {
     const D low = set(-limit), high = set(limit);
     return {vminq_f64(vmaxq_f64(x.a, low.a), high.a), vminq_f64(vmaxq_f64(x.b, low.b), high.b)};
+  }
+  static REPARAM_FUSED_INLINE D at_least(D x, double low) {
+    const float64x2_t bound = vdupq_n_f64(low_bound(low));
+    return {vmaxq_f64(x.a, bound), vmaxq_f64(x.b, bound)};
+  }
+  static REPARAM_FUSED_INLINE D at_most(D x, double high) {
+    const float64x2_t bound = vdupq_n_f64(high_bound(high));
+    return {vminq_f64(x.a, bound), vminq_f64(x.b, bound)};
+  }
+  static REPARAM_FUSED_INLINE D where_equal(D a, D b, D x, D y) {
+    return {vbslq_f64(vceqq_f64(a.a, b.a), x.a, y.a), vbslq_f64(vceqq_f64(a.b, b.b), x.b, y.b)};
   }
 
   static REPARAM_FUSED_INLINE U bits(F x) { return {vreinterpretq_u32_f32(x.v)}; }
@@ -192,6 +216,16 @@ struct Neon {
     const D first = n[0], second = n[1];
     n[0] = {vzip1q_f64(first.a, second.a), vzip2q_f64(first.a, second.a)};
     n[1] = {vzip1q_f64(first.b, second.b), vzip2q_f64(first.b, second.b)};
+  }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_tile_of(R (&x)[n]) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      for (int i = 0; i < n; i += 2) {
+        const F first = x[i];
+        x[i] = {vuzp1q_f32(first.v, x[i + 1].v)};
+        x[i + 1] = {vuzp2q_f32(first.v, x[i + 1].v)};
+      }
+    }
   }
 
  private:

@@ -23,27 +23,25 @@ struct Cpu {
 
 uint64_t draw_word(const std::optional<torch::stable::Generator>& generator) {
   uint64_t word = 0;
-  StableIValue stack[] = {abi::from(word_tensor(&word)), abi::from(INT64_MIN),
-                          abi::from(std::nullopt), abi::from(generator)};
-  check(torch_call_dispatcher("aten::random_", "from", stack, TORCH_ABI_VERSION));
-  const Owned drawn(abi::to<AtenTensorHandle>(stack[0]));
+  const Owned tensor(word_tensor(&word));
+  call_aten("aten::random_", "from", tensor.get(), INT64_MIN, std::nullopt, generator);
   return word;
 }
 
 // An empty call leaves the generator alone, as torch.randn(0) does.
 std::tuple<Tensor, Tensor> sample(const Tensor& mu, const Tensor& scale,
                                   const std::optional<torch::stable::Generator>& generator,
-                                  const std::string& form) {
-  Call call(mu, scale, std::nullopt, {form_of(form)});
-  const uint64_t key[] = {call.numel() == 0 ? 0 : draw_word(generator), 0};
+                                  Text form, Numbers bounds, Count samples) {
+  Call call(mu, scale, std::nullopt, with_samples(options_of(form_of(form), bounds), samples));
+  const uint64_t key[] = {call.draws() == 0 ? 0 : draw_word(generator), 0};
   call.use_key(key);
   return {Cpu::run(kSample, std::move(call)), Tensor(key_tensor(key, mu.get()))};
 }
 
 // Which tensor of its own a draw in a graph is given makes no difference to it.
 std::tuple<Tensor, Tensor> sample_fresh(const Tensor& mu, const Tensor& scale, const Tensor&,
-                                        const std::string& form) {
-  return sample(mu, scale, std::nullopt, form);
+                                        Text form, Numbers bounds, Count samples) {
+  return sample(mu, scale, std::nullopt, form, bounds, samples);
 }
 
 }  // namespace

@@ -35,7 +35,9 @@ struct Twice {
   REPARAM_FUSED_TWICE(add)
   REPARAM_FUSED_TWICE(sub)
   REPARAM_FUSED_TWICE(mul)
+  REPARAM_FUSED_TWICE(div)
   REPARAM_FUSED_TWICE(sqrt)
+  REPARAM_FUSED_TWICE(where_equal)
   REPARAM_FUSED_TWICE(flip_sign)
   REPARAM_FUSED_TWICE(bits)
   REPARAM_FUSED_TWICE(from_bits)
@@ -60,6 +62,14 @@ struct Twice {
   static REPARAM_FUSED_INLINE Both<R> clamp(const Both<R>& x, S limit) {
     return {V::clamp(x.a, limit), V::clamp(x.b, limit)};
   }
+  template <class R, class S>
+  static REPARAM_FUSED_INLINE Both<R> at_least(const Both<R>& x, S low) {
+    return {V::at_least(x.a, low), V::at_least(x.b, low)};
+  }
+  template <class R, class S>
+  static REPARAM_FUSED_INLINE Both<R> at_most(const Both<R>& x, S high) {
+    return {V::at_most(x.a, high), V::at_most(x.b, high)};
+  }
   static REPARAM_FUSED_INLINE void mulhilo(const U& x, uint32_t m, U& high, U& low) {
     V::mulhilo(x.a, m, high.a, low.a);
     V::mulhilo(x.b, m, high.b, low.b);
@@ -83,6 +93,14 @@ struct Twice {
     split(x, a, b);
     V::template to_tile_order<T>(a);
     V::template to_tile_order<T>(b);
+    join(a, b, x);
+  }
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_tile_of(Both<R> (&x)[n]) {
+    R a[n], b[n];
+    split(x, a, b);
+    V::template as_tile_of<T>(a);
+    V::template as_tile_of<T>(b);
     join(a, b, x);
   }
   template <class T, class R, int n>

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "../common/problem.h"
+
 // What a kernel is given, as the host that launches it and the kernel see it. Plain data, of the
 // same layout for either compiler.
 
@@ -12,6 +14,10 @@ constexpr int kBlock = 128;
 // two vectors a thread an element takes 2 to 3 more instructions.
 constexpr int kVectorsPerThread = 4;
 constexpr int kVectorBytes = 16;
+// Of a kernel that is not for whole tensors so many blocks fit on a multiprocessor: more registers
+// than 40 save it nothing, but with bounds, where half types would spill some.
+template <class Limits>
+constexpr int kCutBlocks = Limits::kBounded ? 10 : 12;
 constexpr int kMaxDims = 16;
 
 // Where a key comes from. A kernel is compiled for either: to choose in the kernel
@@ -35,14 +41,19 @@ struct Generator {
 // Of an op without noise
 struct NoKey {};
 
-// Division by a number known at launch. In 32 bits it is a multiplication
-// (Granlund and Montgomery, Division by invariant integers using multiplication,
-// 1994), right for dividends below 2^31.
-template <class Index>
-struct Divisor;
+// The form and the limits of a kernel that is compiled for all of them. `read`: whether a gradient
+// depends on the scale, without which there may be none.
+template <class R>
+struct AnyScale : Limits<R> {
+  int form;
+  bool bounded, read;
 
-template <>
-struct Divisor<uint32_t> {
+  REPARAM_FUSED_INLINE bool given() const { return bounded; }
+};
+
+// Division by a number known at launch: a multiplication (Granlund and Montgomery, Division by
+// invariant integers using multiplication, 1994), right for dividends below 2^31.
+struct Divisor {
   uint32_t divisor, multiplier, shift;
 
   Divisor() = default;
@@ -52,24 +63,33 @@ struct Divisor<uint32_t> {
   }
 };
 
-template <>
-struct Divisor<uint64_t> {
-  uint64_t divisor;
+// In halves: a GPU multiplies by each of them in one instruction, which its compiler would spend
+// four on.
+struct Stride {
+  uint32_t low, high;
 
-  Divisor() = default;
-  explicit Divisor(uint64_t d) : divisor(d) {}
+  Stride() = default;
+  explicit Stride(int64_t stride)
+      : low(static_cast<uint32_t>(stride)), high(static_cast<uint32_t>(stride >> 32)) {}
 };
 
-// From the logical index of an element to its places, its noise index and its key; or
-// of a vector, where sizes and strides count vectors, and counters. Innermost
-// dimension first.
-template <class Index>
+// From the logical index of an element, or of a vector, to its places, its noise index, or its
+// counter, and its key: innermost dimension first.
+struct Dimension {
+  Divisor size;
+  Stride x_stride, scale_stride, out_stride;  // in bytes
+  Stride index_stride, key_stride;
+};
 struct Layout {
   int ndim;
-  Divisor<Index> sizes[kMaxDims];
-  int64_t x_strides[kMaxDims], scale_strides[kMaxDims], out_strides[kMaxDims];
-  int64_t index_strides[kMaxDims], key_strides[kMaxDims];
-  int64_t first_index;
+  Dimension dimensions[kMaxDims];
+};
+
+// The samples of a problem: how many, and how far one is from the next, of the tensor that has
+// them in bytes. `vectors`: whether that tensor has the elements of a counter in a row.
+struct Samples {
+  int64_t count, stride, index_stride, key_stride;
+  bool vectors;
 };
 
 }  // namespace reparam_fused

@@ -8,8 +8,8 @@
 
 namespace reparam_fused {
 
-// Enqueues one kernel, or none for an empty problem; of more than kMaxDims dimensions one for each
-// slice. With a generator problem.keys is not read, and there is one segment; problem.x and
+// Enqueues one kernel, or none for an empty problem; for each part one of what is more than that
+// takes. With a generator problem.keys is not read, and there is one segment; problem.x and
 // problem.scale are not read without operands.
 void launch_on_cuda(Op op, DType dtype, const Problem& problem, const Generator* generator,
                     int device, CudaStream stream);

@@ -59,8 +59,8 @@ const int64_t* captured(const std::optional<Tensor>& tensor, const View& device)
 // are on the device, and offset is the graph's own part.
 std::tuple<Tensor, Tensor> sample_at(const Tensor& mu, const Tensor& scale, int64_t seed,
                                      int64_t offset, const std::optional<Tensor>& captured_seed,
-                                     const std::optional<Tensor>& captured_offset,
-                                     const std::string& form) {
+                                     const std::optional<Tensor>& captured_offset, Text form,
+                                     Numbers bounds, Count samples) {
   const Cuda device(mu);
   if (captured_seed.has_value() != captured_offset.has_value()) {
     refuse("expected captured_seed and captured_offset, or neither");
@@ -69,7 +69,8 @@ std::tuple<Tensor, Tensor> sample_at(const Tensor& mu, const Tensor& scale, int6
   const Generator generator{static_cast<uint64_t>(seed), static_cast<uint64_t>(offset),
                             captured(captured_seed, mu), captured(captured_offset, mu),
                             static_cast<uint64_t*>(key.mutable_data_ptr())};
-  return {device.run(kSample, Call(mu, scale, std::nullopt, {form_of(form)}), &generator), key};
+  Call call(mu, scale, std::nullopt, with_samples(options_of(form_of(form), bounds), samples));
+  return {device.run(kSample, std::move(call), &generator), key};
 }
 
 }  // namespace

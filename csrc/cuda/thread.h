@@ -14,10 +14,12 @@ struct Thread : Scalar {
   static __device__ __forceinline__ F add(F a, F b) { return __fadd_rn(a, b); }
   static __device__ __forceinline__ F sub(F a, F b) { return __fsub_rn(a, b); }
   static __device__ __forceinline__ F mul(F a, F b) { return __fmul_rn(a, b); }
+  static __device__ __forceinline__ F div(F a, F b) { return __fdiv_rn(a, b); }
   static __device__ __forceinline__ D fma(D a, D b, D c) { return __fma_rn(a, b, c); }
   static __device__ __forceinline__ D add(D a, D b) { return __dadd_rn(a, b); }
   static __device__ __forceinline__ D sub(D a, D b) { return __dsub_rn(a, b); }
   static __device__ __forceinline__ D mul(D a, D b) { return __dmul_rn(a, b); }
+  static __device__ __forceinline__ D div(D a, D b) { return __ddiv_rn(a, b); }
   static __device__ __forceinline__ D sqrt(D a) { return __dsqrt_rn(a); }
   static __device__ __forceinline__ U sub(U a, U b) { return a - b; }
   static __device__ __forceinline__ Q sub(Q a, Q b) { return a - b; }
@@ -41,6 +43,18 @@ struct Thread : Scalar {
     return y;
   }
   static __device__ __forceinline__ D clamp(D x, D limit) { return Scalar::clamp(x, limit); }
+  static __device__ __forceinline__ F at_least(F x, F low) {
+    F y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(low_bound(low)));
+    return y;
+  }
+  static __device__ __forceinline__ D at_least(D x, D low) { return Scalar::at_least(x, low); }
+  static __device__ __forceinline__ F at_most(F x, F high) {
+    F y;
+    asm("min.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(x), "f"(high_bound(high)));
+    return y;
+  }
+  static __device__ __forceinline__ D at_most(D x, D high) { return Scalar::at_most(x, high); }
 
   // A 64-bit product here costs some 20 more instructions a counter.
   static __device__ __forceinline__ void mulhilo(U a, uint32_t m, U& high, U& low) {
@@ -96,6 +110,20 @@ struct Thread : Scalar {
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(__cvta_generic_to_global(p)));
     return v;
+  }
+  // One element all along a vector
+  static __device__ __forceinline__ uint4 load_repeated(const float* p) {
+    const U word = __ldg(reinterpret_cast<const U*>(p));
+    return make_uint4(word, word, word, word);
+  }
+  static __device__ __forceinline__ uint4 load_repeated(const double* p) {
+    const uint2 words = __ldg(reinterpret_cast<const uint2*>(p));
+    return make_uint4(words.x, words.y, words.x, words.y);
+  }
+  template <class T>
+  static __device__ __forceinline__ uint4 load_repeated(const T* p) {
+    const U word = __ldg(&p->bits) * 0x10001u;
+    return make_uint4(word, word, word, word);
   }
   static __device__ __forceinline__ void unpack(const float*, uint4 v, F (&x)[4]) {
     x[0] = __uint_as_float(v.x);

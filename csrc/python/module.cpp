@@ -77,31 +77,57 @@ PyObject* run_where_plain(const PlainCall& call) {
   return has_form ? where_plain([&] { return run(call); }) : left_to_the_op();
 }
 
+// The arguments that both end with: None or a tuple of low, high and min_std; None or a number.
+// False, and an error of Python's or none, for anything else.
+bool read_options(PyObject* const* arguments, PlainCall* call) {
+  if (arguments[0] != Py_None) {
+    double numbers[3];
+    for (int i = 0; i < 3; ++i) {
+      PyObject* number = PyTuple_GetItem(arguments[0], i);
+      if (number == nullptr) return false;
+      numbers[i] = PyFloat_AsDouble(number);
+    }
+    call->bounds = {numbers[0], numbers[1], numbers[2]};
+  }
+  if (arguments[1] != Py_None) call->samples = PyLong_AsLongLong(arguments[1]);
+  return !PyErr_Occurred();
+}
+
 PyObject* launch(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 5) return PyErr_Format(PyExc_TypeError, "expected op, form, x, scale, key");
+  if (count != 7) {
+    return PyErr_Format(PyExc_TypeError, "expected op, form, x, scale, key, bounds, samples");
+  }
   const long op = PyLong_AsLong(arguments[0]), form = PyLong_AsLong(arguments[1]);
-  const bool noise = op == kSample || op == kSampleBackward;
+  const bool backward = op == kSampleBackward || op == kSamplesBackward;
+  const bool noise = op == kSample || backward;
   const bool known = noise || op == kKlDivergence || op == kKlDivergenceBackward;
-  const bool has_form = form >= 0 && form < form_count();
-  const bool has_scale = op != kSampleBackward || (has_form && form_backward_reads(form));
-  if (!known || has_scale != (arguments[3] != Py_None) || noise != (arguments[4] != Py_None)) {
+  PlainCall call{static_cast<Op>(op), form, arguments[2], arguments[3], arguments[4]};
+  if (!known || form < 0 || form >= form_count() || !read_options(arguments + 5, &call)) {
     return left_to_the_op();
   }
-  return run_where_plain({static_cast<Op>(op), form, arguments[2], arguments[3], arguments[4]});
+  const bool has_scale = !backward || call.bounds || form_backward_reads(static_cast<Form>(form));
+  if (has_scale != (arguments[3] != Py_None) || noise != (arguments[4] != Py_None)) {
+    return left_to_the_op();
+  }
+  return run_where_plain(call);
 }
 
 PyObject* draw(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
-  if (count != 4) return PyErr_Format(PyExc_TypeError, "expected form, mu, scale, generator");
-  if (arguments[2] == Py_None) return left_to_the_op();
-  return run_where_plain(
-      {kSample, PyLong_AsLong(arguments[0]), arguments[1], arguments[2], Py_None, arguments[3]});
+  if (count != 6) {
+    return PyErr_Format(PyExc_TypeError, "expected form, mu, scale, generator, bounds, samples");
+  }
+  PlainCall call{kSample,     PyLong_AsLong(arguments[0]), arguments[1], arguments[2], Py_None,
+                 arguments[3]};
+  if (arguments[2] == Py_None || !read_options(arguments + 4, &call)) return left_to_the_op();
+  return run_where_plain(call);
 }
 
 // The ids that launch and draw take, by name
 PyObject* kernels(PyObject*, PyObject*) {
-  const Object ops(Py_BuildValue("{sisisisi}", "sample_from_key", kSample, "sample_backward",
-                                 kSampleBackward, "kl_divergence", kKlDivergence,
-                                 "kl_divergence_backward", kKlDivergenceBackward));
+  const Object ops(Py_BuildValue("{sisisisisi}", "sample_from_key", kSample, "sample_backward",
+                                 kSampleBackward, "samples_backward", kSamplesBackward,
+                                 "kl_divergence", kKlDivergence, "kl_divergence_backward",
+                                 kKlDivergenceBackward));
   const Object forms(PyDict_New());
   for (Form form = 0; forms && form < form_count(); ++form) {
     const Object id(PyLong_FromLong(form));

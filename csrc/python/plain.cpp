@@ -42,11 +42,17 @@ PyObject* run(const PlainCall& given) {
   if (!x.view) return left_to_the_op();
   const PlainTensor scale(given.scale), key(given.key);
   if ((has_scale && !scale.view) || (has_key && !key.view)) return left_to_the_op();
-  const bool noise = given.op == kSample || given.op == kSampleBackward;
+  const bool recorded = aoti_torch_grad_mode_is_enabled() &&
+                        (requires_grad(given.x) || (has_scale && requires_grad(given.scale)));
+  const bool summed = given.op == kSamplesBackward;
+  if (summed && recorded) return left_to_the_op();
+  const bool noise = has_key || given.generator != nullptr;
   Call call(*x.view, has_scale ? *scale.view : *x.view, key.view,
-            {static_cast<Form>(given.form), {}, {}, noise});
+            {static_cast<Form>(given.form), given.bounds, {}, {}, noise, given.samples, summed});
   uint64_t words[] = {0, 0};
   if (given.generator != nullptr) {
+    // An empty call leaves the generator alone.
+    if (call.draws() == 0) return left_to_the_op();
     if (given.generator == Py_None) {
       words[0] = library->draw_word();
     } else {
@@ -55,13 +61,12 @@ PyObject* run(const PlainCall& given) {
     call.use_key(words);
   }
   {
-    const WithoutGil without_gil(call.numel() > kGrain);
+    const WithoutGil without_gil(call.draws() > kGrain);
     check(library->run_kernel(given.op, call.dtype(), call.problem(), call.numel(),
                               torch_parallel_for));
   }
   Object z = to_python(call.out());
-  const bool recorded = aoti_torch_grad_mode_is_enabled() &&
-                        (requires_grad(given.x) || (has_scale && requires_grad(given.scale)));
+  if (summed) return PyTuple_Pack(2, z.get(), to_python(call.out(1)).get());
   if (!recorded) return z.release();
   if (given.generator == nullptr) return PyTuple_Pack(2, z.get(), given.key);
   const Owned drawn(library->key_tensor(words, x.tensor.get()));
@@ -71,8 +76,8 @@ PyObject* run(const PlainCall& given) {
 PyObject* run_split(PyObject* object, uint64_t first, int64_t num) {
   const PlainTensor key(object);
   if (!key.view || key.view->shape.ndim != 1) return left_to_the_op();
-  const int64_t ndim = num < 0 ? 1 : 2;
-  return to_python(derive(*key.view, nullptr, first, std::abs(num), library->derive, ndim))
+  const auto& run = library->derive;
+  return to_python(derive(*key.view, nullptr, first, std::abs(num), run, num < 0 ? 1 : 2))
       .release();
 }
 

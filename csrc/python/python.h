@@ -51,9 +51,11 @@ struct PlainCall {
   long form;
   PyObject *x, *scale, *key;      // None where there is none
   PyObject* generator = nullptr;  // in place of a key; None is torch's own
+  std::optional<Bounds> bounds = {};
+  std::optional<int64_t> samples = {};
 };
 // These throw for what they do not take, and give None for what is left to the op.
-// The result; or, for autograd to record, the result and its key
+// The result; for autograd to record, the result and its key; of samples_backward both results
 PyObject* run(const PlainCall& call);
 // num children of a key, from the first on; of num -1 that one alone
 PyObject* run_split(PyObject* key, uint64_t first, int64_t num);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
@@ -12,15 +13,16 @@ import torch
 from torch import Tensor
 
 from .. import _ops, reference, split
+from .._forms import FORMS, Bounds, Call
 from .parts import assert_same_bits, bits_of, extremes, inputs, key_of, poisoned_memory, require
 
 Case: TypeAlias = tuple[str, tuple[Any, ...], tuple[Any, ...]]  # op, operands, options
 
 # SHA-256 of the bits of all cases, computed by reference.py
 DIGESTS = {
-    torch.float32: "3e690fa622b7cffd3d296f321247d648a729f96d1f2d3fe496ecba01b8d7fb52",
-    torch.float16: "9935a6b14f6aacec06434e0c27d3c108d2ce2daa8928ca60aa8930504ee8c476",
-    torch.bfloat16: "de485e508af5866d4adc7f078d00e71cf617a384c3126ac1021d46e7960de8ea",
+    torch.float32: "60106db0fb04fbb87384f74c84a9048d55fc62f85633f5d072a17bb01137037d",
+    torch.float16: "341902b2e317f94de567ffbd479fadd9f2b3c5cb07489e002a3851a2839016d3",
+    torch.bfloat16: "8c9795e1a1f57f2c2bf0001a445eaa648b041ad8ce6f986d963b54e9d8eba81b",
 }
 SEED = 2**64 - 59
 # The carry into the second counter word, the sign of int64, and the wrap at 2**64
@@ -80,6 +82,36 @@ def cases(dtype: torch.dtype) -> Iterator[Case]:
     for (x, scale), key, options in draws:
         yield "sample_from_key", (x, scale, key), options
         yield "sample_backward", (x, None if "std" in options else scale, key), options
+    yield from _of_every_form(dtype)
+
+
+# Of a clamp that cuts, and of what is added to sigma
+_BOUNDS: tuple[Bounds | None, ...] = (None, (-1.0, 2.5, 0.0), (-math.inf, 2.5, 0.25))
+
+
+def _of_every_form(dtype: torch.dtype) -> Iterator[Case]:
+    """One form after the other, within bounds and without, and several samples of each element:
+    of counters that are shared by two of them, and with keys of rows."""
+    key = key_of(SEED, OFFSETS[1])
+    scale = extremes(dtype)
+    if dtype == torch.float64:  # the logarithm of a denormal sigma has no ULPs to promise
+        scale = scale[~(scale.isfinite() & (scale < -700))]
+    pairs = [(torch.full_like(scale, -1.0), scale), inputs(1031, dtype=dtype, spread=4.0)]
+    rows = inputs(7, 12, dtype=dtype)
+    for form, bounds in itertools.product(FORMS, _BOUNDS):
+        reads = Call(FORMS[form], bounds=bounds).backward_reads()
+        options = (form, None, None, bounds)
+        for x, scale in pairs:
+            kept = scale if reads else None
+            yield "kl_divergence", (x, scale), (form, bounds)
+            yield "kl_divergence_backward", (x, scale), (form, bounds)
+            yield "sample_from_key", (x, scale, key), options
+            yield "sample_backward", (x, kept, key), options
+        for (x, scale), keys in ((pairs[1], key), (rows, key), (rows, split(key, 7)[None])):
+            kept = scale if reads else None
+            yield "sample_from_key", (x, scale, keys), (*options, 3)
+            grad = torch.stack([x, -x, scale])
+            yield "samples_backward", (grad, kept, keys), options
 
 
 def _on(device: torch.device, t: Tensor) -> Tensor:
@@ -88,17 +120,33 @@ def _on(device: torch.device, t: Tensor) -> Tensor:
     return storage.as_strided(t.shape, t.stride(), t.storage_offset())
 
 
-def compare(case: Case, device: torch.device, ops: Any = _ops) -> Tensor:
+def compare(case: Case, device: torch.device, ops: Any = _ops) -> list[Tensor]:
     """What an op gives on the device, which has to be what reference.py gives on the CPU."""
     op, operands, options = case
-    x, scale, *key = operands
     with poisoned_memory():
         there = (t if t is None else _on(device, t) for t in operands)
-        actual: Tensor = getattr(ops, op)(*there, *options)
+        results = getattr(ops, op)(*there, *options)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations: ten times as long where cores are busy
-    expected: Tensor = getattr(reference, op)(*operands, *options)
+    expected = getattr(reference, op)(*operands, *options)
     torch.set_num_threads(threads)
+    if isinstance(results, Tensor):
+        results, expected = (results,), (expected,)
+    return [_same(case, *pair, device) for pair in zip(results, expected, strict=True)]
+
+
+def _size_of_sigma(op: str, scale: Tensor | None, options: tuple[Any, ...]) -> Tensor | float:
+    """What eps, and its error, is multiplied by beside the first operand."""
+    form = options[0] if options else "log_var"
+    call = Call(FORMS[form], bounds=options[3] if len(options) > 3 else None)
+    if scale is None:
+        return 1.0
+    return (call.std if op == "sample_from_key" else call.slope)(scale).abs()
+
+
+def _same(case: Case, actual: Tensor, expected: Tensor, device: torch.device) -> Tensor:
+    op, operands, options = case
+    x, scale, *key = operands
     what = f"{op} {options} of {[(t.shape, t.stride()) for t in operands if t is not None]}"
     got, wanted = (actual.device, actual.stride()), (device, expected.stride())
     require(got == wanted, f"{what}: {got} instead of {wanted}")
@@ -107,9 +155,10 @@ def compare(case: Case, device: torch.device, ops: Any = _ops) -> Tensor:
         return actual
     # float64 promises ULPs of what is rounded on the way: an angle below 2 pi is off by 9e-16;
     # the radius, below 9.5, multiplies that, and so does the factor of eps.
-    size = x.abs() if op == "sample_backward" else torch.ones_like(x) if key else expected.abs()
-    if key and scale is not None:
-        size = size * (scale.abs() if "std" in options else torch.exp(0.5 * scale))
+    if op == "samples_backward":
+        x = x.abs().sum(0)
+    size = x.abs() if "backward" in op else torch.ones_like(x)
+    size = size * _size_of_sigma(op, scale, options) if key else expected.abs()
     size = size.nan_to_num(1.0, 1e300).clamp_min(1e-300)
     close = torch.isclose(actual.cpu() / size, expected / size, 1e-13, 1e-14, equal_nan=True)
     require(bool(close.all()), f"{what}: {int((~close).sum())} elements differ")
@@ -127,7 +176,7 @@ def digest(results: Iterable[Tensor]) -> str:
 
 def values(device: torch.device, dtype: torch.dtype) -> str:
     """All cases against reference.py, and against what it gave where it was written."""
-    results = [compare(case, device) for case in cases(dtype)]
+    results = [t for case in cases(dtype) for t in compare(case, device)]
     if dtype != torch.float64:
         got, expected = digest(results), DIGESTS[dtype]
         require(got == expected, f"sha256 {got}, expected {expected}")

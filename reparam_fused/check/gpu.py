@@ -120,8 +120,8 @@ def triton(device: torch.device) -> str:
     from .. import triton_kernels
 
     few = [case for dtype in DTYPES for case in [*bits.cases(dtype)][::5]]  # each is compiled
-    numels = [bits.compare(case, device, triton_kernels).numel() for case in few]
-    return f"{sum(numels)} elements of {len(few)} calls"
+    results = [t for case in few for t in bits.compare(case, device, triton_kernels)]
+    return f"{sum(t.numel() for t in results)} elements of {len(few)} calls"
 
 
 def more_than_2_31_elements(device: torch.device, n: int = 2**31 + 2**20) -> str:

@@ -5,6 +5,9 @@
 //   kernels isa                   the ISA that is taken; REPARAM_FUSED_ISA asks for one
 //   kernels digests               a line for each group of problems: its name, the number of
 //                                 elements computed, how many of them are no NaN, and a hash
+//   kernels layouts [DTYPE]       compares calls that have to give the same bits: of one logical
+//                                 problem in many layouts, of K samples and of each alone. Says
+//                                 how many, and which differ
 //   kernels run OP FORM DTYPE N   one call, whose instructions can be counted
 //
 // Every output starts as NaN; all NaN count as one value.
@@ -27,11 +30,11 @@ using namespace reparam_fused;
 
 namespace {
 
-constexpr const char* kNamedOps[] = {"sample", "sample_backward", "noise", "kl_divergence",
-                                     "kl_divergence_backward"};
+constexpr const char* kNamedOps[] = {"sample",        "sample_backward",        "noise",
+                                     "kl_divergence", "kl_divergence_backward", "samples_backward"};
 constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
-bool has_form(int op) { return op <= kSampleBackward; }
-bool draws(int op) { return op <= kNoise; }
+bool has_form(int op) { return op != kNoise; }
+bool draws(int op) { return op <= kNoise || op == kSamplesBackward; }
 
 using Numbers = std::vector<int64_t>;
 struct Layout {
@@ -40,15 +43,16 @@ struct Layout {
   // index to index
   Numbers keys = {}, index = {};
   int64_t first_index = 0;
+  int64_t samples = 1, sample_stride = 0, sample_index = 0, sample_key = 0;
 };
 
 Layout row(int64_t n) { return {{n}, {1}, {1}, {1}}; }
 int64_t numel(const Layout& layout) {
   return std::accumulate(layout.sizes.begin(), layout.sizes.end(), int64_t{1}, std::multiplies<>());
 }
-// The elements of memory that these strides reach
-int64_t extent(const Layout& layout, const Numbers& strides) {
-  int64_t last = 0;
+// The elements of memory that these strides reach, or those of all samples
+int64_t extent(const Layout& layout, const Numbers& strides, bool sampled = false) {
+  int64_t last = sampled && layout.samples > 0 ? (layout.samples - 1) * layout.sample_stride : 0;
   for (size_t d = 0; d < strides.size(); ++d) last += (layout.sizes[d] - 1) * strides[d];
   return last + 1;
 }
@@ -146,41 +150,64 @@ struct Caller {
   Form form;
   DType dtype;
   Digest digest;
+  const Bounds* bounds = nullptr;
 
   void call(const Layout& layout, const std::vector<uint64_t>& keys, const Values<T>& values) {
-    const int64_t n = numel(layout);
-    std::vector<T> x(extent(layout, layout.x)), scale(extent(layout, layout.scale));
-    std::vector<T> out(extent(layout, layout.out));
+    std::vector<T> x(extent(layout, layout.x, op == kSamplesBackward));
+    std::vector<T> scale(extent(layout, layout.scale));
     for (size_t i = 0; i < x.size(); ++i) x[i] = values(i, 0);
     for (size_t i = 0; i < scale.size(); ++i) scale[i] = values(i, 1);
-    std::memset(static_cast<void*>(out.data()), 0xff, out.size() * sizeof(T));
+    const bool each = op == kSample;
+    digest.elements += numel(layout) * (each ? layout.samples : 1) * results();
+    for (const std::vector<T>& out : run(layout, keys, x, scale)) digest.add(out);
+  }
+
+  int results() const { return op == kSamplesBackward ? 2 : 1; }
+
+  std::vector<std::vector<T>> run(const Layout& layout, const std::vector<uint64_t>& keys,
+                                  const std::vector<T>& x, const std::vector<T>& scale) const {
+    const int64_t n = numel(layout);
+    std::vector<std::vector<T>> out(results());
+    for (std::vector<T>& result : out) {
+      result.resize(extent(layout, layout.out, op == kSample));
+      std::memset(static_cast<void*>(result.data()), 0xff, result.size() * sizeof(T));
+    }
     Numbers key_strides(layout.sizes.size()), index_strides(layout.sizes.size());
     std::copy(layout.keys.begin(), layout.keys.end(), key_strides.begin());
     std::copy(layout.index.begin(), layout.index.end(), index_strides.begin());
     const int outer = static_cast<int>(layout.keys.size());
-    int64_t segment_numel = n;
-    for (int d = 0; d < outer; ++d) segment_numel /= layout.sizes[d];
-    const Problem problem{form,
-                          x.data(),
-                          scale.data(),
-                          out.data(),
-                          keys.data(),
-                          layout.first_index,
-                          static_cast<int>(layout.sizes.size()),
-                          layout.sizes.data(),
-                          layout.x.data(),
-                          layout.scale.data(),
-                          layout.out.data(),
-                          index_strides.data(),
-                          key_strides.data(),
-                          outer,
-                          segment_numel};
+    int64_t segment_numel = 1;
+    for (int d = static_cast<int>(layout.sizes.size()); d-- > outer;) {
+      index_strides[d] = segment_numel;
+      segment_numel *= layout.sizes[d];
+    }
+    Problem problem{};
+    problem.form = form;
+    problem.bounds = bounds;
+    problem.operands[0] = x.data();
+    problem.operands[1] = scale.data();
+    for (int i = 0; i < results(); ++i) problem.results[i] = out[i].data();
+    problem.keys = keys.data();
+    problem.first_index = layout.first_index;
+    problem.ndim = static_cast<int>(layout.sizes.size());
+    problem.sizes = layout.sizes.data();
+    problem.operand_strides[0] = layout.x.data();
+    problem.operand_strides[1] = layout.scale.data();
+    for (int i = 0; i < results(); ++i) problem.result_strides[i] = layout.out.data();
+    problem.index_strides = index_strides.data();
+    problem.key_strides = key_strides.data();
+    problem.outer_ndim = outer;
+    problem.segment_numel = segment_numel;
+    problem.samples = layout.samples;
+    problem.sample_stride = layout.sample_stride;
+    problem.sample_index_stride = layout.sample_index;
+    problem.sample_key_stride = layout.sample_key;
     run_kernel(static_cast<Op>(op), dtype, problem, n, in_shares);
-    digest.elements += n;
-    digest.add(out);
+    return out;
   }
 };
 
+constexpr Bounds kBounds{-9, 7, 0.25};
 const uint64_t kOffsets[] = {0, (uint64_t{1} << 32) - 9, ~uint64_t{0} - 8};
 constexpr uint64_t kSeed = ~uint64_t{0} - 58;
 
@@ -190,6 +217,7 @@ void digests(int op, Form form, DType dtype) {
                            (has_form(op) ? std::string("/") + form_name(form) : "");
   const auto group = [&](const std::string& what, const std::function<void(Caller<T>&)>& calls) {
     Caller<T> caller{op, form, dtype, {}};
+    if (what.rfind("bounded", 0) == 0) caller.bounds = &kBounds;
     calls(caller);
     caller.digest.print(name + "/" + what);
   };
@@ -201,6 +229,21 @@ void digests(int op, Form form, DType dtype) {
     c.call({{19, 23}, {1, 19}, {46, 2}, {70, 3}}, {kSeed, 5}, plain<T>);
     c.call({{3, 5, 67}, {67, 0, 1}, {0, 67, 1}, {67, 201, 1}}, {kSeed, 6}, plain<T>);
   });
+  group("broadcast", [&](Caller<T>& c) {
+    c.call({{300}, {1}, {0}, {1}}, {kSeed, 8}, plain<T>);
+    c.call({{45, 67}, {67, 1}, {1, 0}, {67, 1}}, {kSeed, 9}, plain<T>);
+    c.call({{45, 64}, {64, 1}, {0, 1}, {64, 1}}, {kSeed, 10}, plain<T>);
+    c.call({{7, 11, 13}, {0, 1, 11}, {13, 0, 1}, {143, 13, 1}}, {kSeed, 11}, plain<T>);
+  });
+  group("transposed", [&](Caller<T>& c) {
+    c.call({{131, 149}, {1, 131}, {1, 131}, {1, 131}}, {kSeed, 12}, plain<T>);
+    c.call({{1033, 21}, {1, 1033}, {21, 1}, {1, 1040}}, {kSeed, 13}, plain<T>);
+    c.call({{5, 3, 517}, {1551, 1, 3}, {1551, 1, 3}, {1551, 1, 3}}, {kSeed, 14}, plain<T>);
+    c.call({{37, 3, 260}, {1, 37, 111}, {780, 260, 1}, {3, 1, 111}}, {kSeed, 15}, plain<T>);
+  });
+  if (has_form(op)) {
+    group("bounded", [&](Caller<T>& c) { c.call(row(3000), {kSeed, 16}, plain<T>); });
+  }
   for (int operand = 0; operand < (op == kNoise ? 0 : 2); ++operand) {
     group(operand == 0 ? "extreme x" : "extreme scale", [&](Caller<T>& c) {
       c.call(row(sizeof(T) == 2 ? 65536 + 90 : 9000), {kSeed, 7},
@@ -208,6 +251,37 @@ void digests(int op, Form form, DType dtype) {
     });
   }
   if (!draws(op)) return;
+  group("short rows", [&](Caller<T>& c) {
+    std::vector<uint64_t> keys;
+    for (uint64_t r = 0; r < 2 * 1201; ++r) keys.push_back(mixed(r));
+    for (int64_t n = 1; n <= 9; ++n) {
+      c.call({{1201, n}, {n, 1}, {n, 1}, {n, 1}, {2}, {0}}, keys, plain<T>);
+      c.call({{7, 61, n}, {61 * n, n, 1}, {1, 0, 0}, {n, 7 * n, 1}, {2, 14}, {0, 0}, n}, keys,
+             plain<T>);
+      c.call({{1201, n}, {1, 1201}, {n, 1}, {1, 1201}, {0}, {n + 2}, 3}, keys, plain<T>);
+    }
+  });
+  if (op == kSample || op == kSamplesBackward) {
+    group("samples", [&](Caller<T>& c) {
+      std::vector<uint64_t> keys;
+      for (uint64_t k = 0; k < 12; ++k) keys.push_back(mixed(k));
+      for (const int64_t samples : {0, 1, 2, 5}) {
+        for (const int64_t n : {1, 40, 41, 42, 43, 2049}) {
+          Layout one = row(n);
+          one.samples = samples;
+          one.sample_stride = one.sample_index = n;
+          c.call(one, keys, plain<T>);
+          one.sample_index = 0;
+          one.sample_key = 2;
+          one.first_index = 3;
+          c.call(one, keys, plain<T>);
+        }
+        c.call({{31, 150}, {1, 31}, {150, 1}, {1, 31}, {}, {}, 0, samples, 4650, 4650, 0}, keys,
+               plain<T>);
+        c.call({{6, 7}, {1, 8}, {0, 1}, {7, 1}, {2}, {0}, 0, samples, 99, 7, 0}, keys, plain<T>);
+      }
+    });
+  }
   for (const uint64_t offset : kOffsets) {
     group("offset " + std::to_string(offset), [&](Caller<T>& c) {
       for (const int64_t n : {1, 7, 20, 31, 32, 33, 63, 65, 127, 130, 257}) {
@@ -231,6 +305,190 @@ void digests(int op, Form form, DType dtype) {
         c.call(block, keys, plain<T>);
       }
     });
+  }
+}
+
+// Calls that have to give the same bits.
+struct Comparison {
+  int64_t calls = 0, differing = 0;
+
+  void count(bool same, const std::string& name) {
+    ++calls;
+    differing += !same;
+    if (!same) std::printf("%s differs\n", name.c_str());
+  }
+};
+
+bool advance(Numbers& at, const Numbers& sizes) {
+  for (size_t d = sizes.size(); d-- > 0; at[d] = 0) {
+    if (++at[d] < sizes[d]) return true;
+  }
+  return false;
+}
+int64_t dot(const Numbers& a, const Numbers& b) {
+  return std::inner_product(a.begin(), a.end(), b.begin(), int64_t{0});
+}
+
+// A problem with the same elements in row-major order, broadcast ones as often as they are used;
+// element by element the results have to be the same.
+template <class T>
+void compare_with_rows(const Caller<T>& c, const Layout& layout, const std::vector<uint64_t>& keys,
+                       const std::string& name, Comparison& comparison) {
+  std::vector<T> x(extent(layout, layout.x)), scale(extent(layout, layout.scale)), x_rows,
+      scale_rows;
+  for (size_t i = 0; i < x.size(); ++i) x[i] = plain<T>(i, 0);
+  for (size_t i = 0; i < scale.size(); ++i) scale[i] = plain<T>(i, 1);
+  Layout rows = layout;
+  for (size_t d = 0; d < rows.sizes.size(); ++d) {
+    rows.out[d] = 1;
+    for (size_t e = d + 1; e < rows.sizes.size(); ++e) rows.out[d] *= rows.sizes[e];
+  }
+  rows.x = rows.scale = rows.out;
+  Numbers at(layout.sizes.size());
+  do {
+    x_rows.push_back(x[dot(at, layout.x)]);
+    scale_rows.push_back(scale[dot(at, layout.scale)]);
+  } while (advance(at, layout.sizes));
+  const auto out = c.run(layout, keys, x, scale), expected = c.run(rows, keys, x_rows, scale_rows);
+  bool same = true;
+  do {
+    for (size_t k = 0; k < out.size(); ++k) {
+      const T &a = out[k][dot(at, layout.out)], &b = expected[k][dot(at, rows.out)];
+      same = same && std::memcmp(&a, &b, sizeof(T)) == 0;
+    }
+  } while (advance(at, layout.sizes));
+  comparison.count(same, name);
+}
+
+// K samples, each against a call of its own
+template <class T>
+void compare_samples(const Caller<T>& c, const Layout& layout, const std::vector<uint64_t>& keys,
+                     const std::string& name, Comparison& comparison) {
+  std::vector<T> x(extent(layout, layout.x)), scale(extent(layout, layout.scale));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = plain<T>(i, 0);
+  for (size_t i = 0; i < scale.size(); ++i) scale[i] = plain<T>(i, 1);
+  const std::vector<T> all = c.run(layout, keys, x, scale)[0];
+  bool same = true;
+  for (int64_t k = 0; k < layout.samples; ++k) {
+    Layout one = layout;
+    one.samples = 1;
+    one.first_index += k * layout.sample_index;
+    const std::vector<uint64_t> own(keys.begin() + k * layout.sample_key, keys.end());
+    const std::vector<T> out = c.run(one, own, x, scale)[0];
+    Numbers at(layout.sizes.size());
+    do {
+      const T &a = all[k * layout.sample_stride + dot(at, layout.out)], &b = out[dot(at, one.out)];
+      same = same && std::memcmp(&a, &b, sizeof(T)) == 0;
+    } while (advance(at, layout.sizes));
+  }
+  comparison.count(same, name);
+}
+
+// And the gradients of K samples against the sums that are written in reparam.h, of noise from
+// a call of its own for each
+template <class Form, class T>
+void compare_sums(const Caller<T>& c, const Layout& layout, const std::vector<uint64_t>& keys,
+                  const std::string& name, Comparison& comparison) {
+  using R = typename Element<Scalar, T>::Register;
+  using S = std::conditional_t<std::is_same<T, double>::value, double, float>;
+  std::vector<T> x(extent(layout, layout.x, true)), scale(extent(layout, layout.scale));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = plain<T>(i, 0);
+  for (size_t i = 0; i < scale.size(); ++i) scale[i] = plain<T>(i, 1);
+  const auto out = c.run(layout, keys, x, scale);
+  std::vector<std::vector<S>> noise;
+  const DType wide = c.dtype == kDouble ? kDouble : kFloat;
+  for (int64_t k = 0; k < layout.samples; ++k) {
+    Layout one = layout;
+    one.samples = 1;
+    one.first_index += k * layout.sample_index;
+    const std::vector<uint64_t> own(keys.begin() + k * layout.sample_key, keys.end());
+    noise.push_back(Caller<S>{kNoise, kLogVar, wide, {}}.run(one, own, {}, {})[0]);
+  }
+  bool same = true;
+  Numbers at(layout.sizes.size());
+  do {
+    R grad_mu = 0, grad_sigma = 0;
+    for (int64_t k = 0; k < layout.samples; ++k) {
+      const R grad_z = Scalar::load(&x[k * layout.sample_stride + dot(at, layout.x)]);
+      grad_mu += grad_z;
+      grad_sigma = std::fma(grad_z, noise[k][dot(at, layout.out)], grad_sigma);
+    }
+    const R of = Scalar::load(&scale[dot(at, layout.scale)]);
+    const R grad_scale = c.bounds
+                             ? Scale<Form>::template chain<Scalar>(grad_sigma, of, *c.bounds)
+                             : Scale<Form>::template chain<Scalar>(grad_sigma, of, Unbounded{});
+    const T expected[] = {element<T>(grad_mu), element<T>(grad_scale)};
+    for (int i = 0; i < 2; ++i) {
+      same = same && std::memcmp(&out[i][dot(at, layout.out)], &expected[i], sizeof(T)) == 0;
+    }
+  } while (advance(at, layout.sizes));
+  comparison.count(same, name);
+}
+template <class... F, class T, class... Args>
+void compare_sums_of(FormList<F...>, const Caller<T>& c, Args&... args) {
+  Form form = 0;
+  ((form++ == c.form ? compare_sums<F>(c, args...) : void()), ...);
+}
+
+std::string text(const Numbers& numbers) {
+  std::string text;
+  for (const int64_t n : numbers) text += (text.empty() ? "" : ",") + std::to_string(n);
+  return "(" + text + ")";
+}
+
+template <class T>
+void compare(DType dtype, Comparison& comparison) {
+  std::vector<uint64_t> keys;
+  for (uint64_t r = 0; r < 2 * 2600; ++r) keys.push_back(mixed(r));
+  const std::vector<Layout> layouts = {
+      {{300}, {1}, {0}, {1}},
+      {{3000}, {2}, {1}, {3}},
+      {{130, 12}, {24, 1}, {24, 1}, {12, 1}},
+      {{130, 40}, {80, 1}, {1, 0}, {40, 1}},
+      {{33, 70}, {70, 1}, {0, 1}, {70, 1}, {2}, {0}},
+      {{131, 149}, {1, 131}, {1, 131}, {1, 131}},
+      {{131, 149}, {1, 131}, {149, 1}, {149, 1}},
+      {{131, 149}, {149, 1}, {1, 131}, {1, 140}, {4}, {0}, 2},
+      {{1033, 21}, {1, 1033}, {21, 1}, {1, 1033}},
+      {{70, 64}, {1, 70}, {1, 70}, {1, 70}, {}, {}, 6},
+      {{2, 3, 517}, {1551, 1, 3}, {1551, 1, 3}, {1551, 1, 3}},
+      {{2, 70, 260}, {18200, 1, 70}, {0, 0, 1}, {18200, 1, 70}, {0, 0}, {20000, 271}, 9},
+      {{5, 3, 260}, {1, 5, 15}, {780, 260, 1}, {3, 1, 15}},
+      {{2600, 1}, {1, 1}, {0, 0}, {1, 1}, {2}, {0}},
+      {{2600, 3}, {3, 1}, {1, 2600}, {3, 1}, {2}, {0}},
+      {{10, 260, 5}, {1, 50, 10}, {1300, 5, 1}, {1300, 5, 1}, {520, 2}, {0, 0}, 1},
+      {{20, 130, 2, 3}, {6, 120, 3, 1}, {1, 20, 2600, 5200}, {780, 6, 3, 1}},
+      {{3, 1700}, {1700, 1}, {1700, 1}, {1700, 1}, {2}, {0}, 3},
+  };
+  for (const bool bounded : {false, true}) {
+    for (int op = 0; op < kOps; ++op) {
+      for (Form form = 0; form < (has_form(op) ? form_count() : 1); ++form) {
+        const Caller<T> caller{op, form, dtype, {}, bounded ? &kBounds : nullptr};
+        const std::string name = std::string(kDTypeNames[dtype]) + "/" + kNamedOps[op] + "/" +
+                                 form_name(form) + (bounded ? "/bounded " : " ");
+        for (const Layout& layout : layouts) {
+          const std::string call = name + text(layout.sizes) + text(layout.x) + text(layout.out);
+          compare_with_rows(caller, layout, keys, call, comparison);
+          if (op != kSample && op != kSamplesBackward) continue;
+          for (const int64_t samples : {0, 1, 2, 5}) {
+            for (const int64_t key_step : {0, 6}) {
+              Layout many = layout;
+              many.samples = samples;
+              many.sample_stride = extent(layout, op == kSample ? layout.out : layout.x) + 1;
+              many.sample_index = key_step == 0 ? numel(layout) : 0;
+              many.sample_key = key_step;
+              const std::string of = call + " x " + std::to_string(samples);
+              std::vector<uint64_t> more = keys;
+              more.resize(keys.size() + 30, 77);
+              if (op == kSample) compare_samples(caller, many, more, of, comparison);
+              if (op == kSamplesBackward) {
+                compare_sums_of(Forms{}, caller, many, more, of, comparison);
+              }
+            }
+          }
+        }
+      }
+    }
   }
 }
 
@@ -263,7 +521,7 @@ void derived_digests() {
 
 template <class T>
 void all_digests(DType dtype) {
-  for (int op = 0; op <= kKlDivergenceBackward; ++op) {
+  for (int op = 0; op < kOps; ++op) {
     for (Form form = 0; form < (has_form(op) ? form_count() : 1); ++form) {
       digests<T>(op, form, dtype);
     }
@@ -293,6 +551,18 @@ int main(int argc, char** argv) {
     all_digests<Half>(kHalf);
     all_digests<BFloat16>(kBFloat16);
     derived_digests();
+  } else if (what == "layouts") {
+    Comparison comparison;
+    const auto asked = [&](DType dtype) {
+      return argc < 3 || std::string(argv[2]) == kDTypeNames[dtype];
+    };
+    if (asked(kFloat)) compare<float>(kFloat, comparison);
+    if (asked(kDouble)) compare<double>(kDouble, comparison);
+    if (asked(kHalf)) compare<Half>(kHalf, comparison);
+    if (asked(kBFloat16)) compare<BFloat16>(kBFloat16, comparison);
+    std::printf("%lld of %lld differ\n", static_cast<long long>(comparison.differing),
+                static_cast<long long>(comparison.calls));
+    return comparison.differing > 0;
   } else if (what == "run" && argc == 6) {
     const int op = place(kNamedOps, argv[2]), dtype = place(kDTypeNames, argv[4]);
     const Form form = form_id(argv[3], std::strlen(argv[3]));

@@ -6,19 +6,23 @@
 //
 //   numerics lanes stride   the lane types alone
 //
-// Prints one line a result: a name and the largest error in ULP (or, where the name says so,
-// absolute), or the number of lanes whose bits differ.
+//   numerics float32        reads floats, as bytes, and writes what the functions of a scale
+//   numerics float64        make of them: all values of one function, then all of the next
+//
+// Otherwise prints one line a result: a name and the largest error in ULP (or, where the name says
+// so, absolute), or the number of lanes whose bits differ.
 #include <cmath>
 #include <functional>
 #include <limits>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "lanes.h"
 
 #include "../../csrc/common/kl_divergence.h"
-#include "../../csrc/common/reparam.h"
+#include "../../csrc/common/softplus.h"
 #include "../../csrc/cuda/root.h"
 
 using namespace reparam_fused;
@@ -34,6 +38,11 @@ using Wide = Twice<Neon>;
 #else
 using Wide = Twice<Scalar>;
 #endif
+
+template <class T>
+bool same_bits(T a, T b) {
+  return (a != a && b != b) || Scalar::bits(a) == Scalar::bits(b);
+}
 
 // The distance from `exact` in units of the last place that T has there. An
 // infinite result is right where `exact` rounds to infinity.
@@ -105,6 +114,30 @@ Exact exact_half_excess(Exact x) {
   return sum * x / 2;
 }
 
+// (s^2 - 1 - ln s^2) / 2, by the series of ln(1 + d) where the terms would cancel.
+template <class Exact>
+Exact exact_half_excess_of_sigma(Exact s) {
+  s = std::fabs(s);
+  const Exact d = s - 1;
+  if (std::isinf(s) || s == 0) return std::numeric_limits<Exact>::infinity();
+  if (std::fabs(d) > Exact(0.03)) return (d * (s + 1) / 2) - std::log(s);
+  Exact sum = 0;
+  for (int n = 14; n > 1; --n) sum = -sum * d + 1 / Exact(n);
+  return d * d * (sum + Exact(0.5));
+}
+template <class Exact>
+Exact exact_half_excess_slope(Exact s) {
+  return std::isinf(s) ? s : s == 0 ? -1 / s : (s - 1) * (s + 1) / s;
+}
+template <class Exact>
+Exact exact_softplus(Exact x) {
+  return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
+}
+template <class Exact>
+Exact exact_sigmoid(Exact x) {
+  return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+}
+
 void float_errors() {
   largest_error("radius", [](uint32_t w) {
     const float u = uniform<Scalar>(w);
@@ -141,6 +174,28 @@ void float_errors() {
   largest_error("half_expm1", [](uint32_t w) {
     const float x = Scalar::from_bits(w);
     return ulps(half_expm1<Scalar>(x), std::expm1(static_cast<double>(x)) / 2);
+  });
+  largest_error("half_excess_of_sigma", [](uint32_t w) {
+    const float s = Scalar::from_bits(w);
+    return ulps(half_excess_of_sigma<Scalar>(s), exact_half_excess_of_sigma<double>(s));
+  });
+  largest_error("half_excess_slope", [](uint32_t w) {
+    const float s = Scalar::from_bits(w);
+    return ulps(half_excess_slope<Scalar>(s), exact_half_excess_slope<double>(s));
+  });
+  largest_error("softplus", [](uint32_t w) {
+    const float rho = Scalar::from_bits(w);
+    return ulps(softplus<Scalar>(rho), exact_softplus<double>(rho));
+  });
+  largest_error("sigmoid", [](uint32_t w) {
+    const float rho = Scalar::from_bits(w);
+    return ulps(sigmoid<Scalar>(rho), exact_sigmoid<double>(rho));
+  });
+  // With a unit of 2 it is the sigma of the double, which is exact or inf.
+  largest_error("differ: sigma in units of 2", [](uint32_t w) {
+    const float x = Scalar::from_bits(w);
+    return !same_bits(sigma<Scalar>(x, 0.5f, 2.0f), sigma<Scalar>(2 * x, 0.5f)) +
+           !same_bits(sigma<Scalar>(double{x}, 0.5f, 2.0f), sigma<Scalar>(2.0 * x, 0.5f));
   });
 }
 
@@ -192,6 +247,18 @@ void double_errors() {
                  : std::ldexp(std::uniform_real_distribution<double>(-4, 4)(random),
                               -static_cast<int>(r >> 1 & 63));
   };
+  // Any magnitude, as the bits fall; and half of them where the functions are not simple.
+  const auto rho = [](std::mt19937_64& random) {
+    const uint64_t r = random();
+    return r & 1 ? std::uniform_real_distribution<double>(-750, 40)(random)
+                 : Scalar::from_bits(random());
+  };
+  const auto std_of = [](std::mt19937_64& random) {
+    const uint64_t r = random();
+    const double near = std::uniform_real_distribution<double>(-2, 2)(random);
+    return r & 1 ? 1 + std::ldexp(near, -static_cast<int>(r >> 1 & 63))
+                 : Scalar::from_bits(random());
+  };
   sample("half_excess double", [&](std::mt19937_64& random) {
     const double x = argument(random);
     return ulps(half_excess<Scalar>(x), exact_half_excess<long double>(x));
@@ -200,16 +267,32 @@ void double_errors() {
     const double x = argument(random);
     return ulps(half_expm1<Scalar>(x), std::expm1(static_cast<long double>(x)) / 2);
   });
-}
-
-template <class T>
-bool same_bits(T a, T b) {
-  return (a != a && b != b) || Scalar::bits(a) == Scalar::bits(b);
+  sample("softplus double", [&](std::mt19937_64& random) {
+    const double x = rho(random);
+    return ulps(softplus<Scalar>(x), exact_softplus<long double>(x));
+  });
+  sample("sigmoid double", [&](std::mt19937_64& random) {
+    const double x = rho(random);
+    return ulps(sigmoid<Scalar>(x), exact_sigmoid<long double>(x));
+  });
+  sample("half_excess_of_sigma double", [&](std::mt19937_64& random) {
+    const double s = std_of(random);
+    return ulps(half_excess_of_sigma<Scalar>(s), exact_half_excess_of_sigma<long double>(s));
+  });
+  sample("half_excess_slope double", [&](std::mt19937_64& random) {
+    const double s = std_of(random);
+    return ulps(half_excess_slope<Scalar>(s), exact_half_excess_slope<long double>(s));
+  });
 }
 
 using F = typename Wide::F;
 using U = typename Wide::U;
 constexpr int kTile = 4 * Wide::kLanes;
+
+// Zeros, infinities, a NaN, units and denormals, which a stride would miss
+constexpr uint32_t kEdges[] = {0x00000000u, 0x80000000u, 0x7f800000u, 0xff800000u, 0x7fc00000u,
+                               0x3f800000u, 0xbf800000u, 0x00000001u, 0x80000001u};
+constexpr int kEdgeCount = sizeof(kEdges) / sizeof(*kEdges);
 
 // Wide against Scalar, lane by lane, for one function of a word.
 template <class WideFunction, class ScalarFunction>
@@ -229,6 +312,41 @@ void lanes_differ(const char* name, WideFunction wide, ScalarFunction scalar) {
            }
            return differ;
          }));
+}
+
+// The same for a function of numbers of both precisions, which is told the lane type: of the
+// edges, then of all words as floats; every other double has bits of its own.
+template <class T, class Function>
+double lanes_wrong(Function function) {
+  using R = typename Element<Wide, T>::Register;
+  constexpr int kRegisters = sizeof(T) == 4 ? 4 : 2;
+  constexpr int kElements = kRegisters * Wide::kLanes;
+  return parallel(words() / kElements, sum, [&](uint64_t begin, uint64_t end) {
+    double differ = 0;
+    for (uint64_t i = begin; i < end; ++i) {
+      T in[kElements], out[kElements];
+      for (int j = 0; j < kElements; ++j) {
+        const uint64_t at = i * kElements + j;
+        const uint32_t w = at < 2 * kEdgeCount ? kEdges[at / 2] : word(at);
+        in[j] = Scalar::from_bits(w);
+        if (sizeof(T) == 8 && j % 2) {
+          const uint64_t mixed = w * 0x9E3779B97F4A7C15u;
+          std::memcpy(in + j, &mixed, sizeof(T));
+        }
+      }
+      R tile[kRegisters];
+      Wide::load_tile(in, tile);
+      for (auto& x : tile) x = function(Wide{}, x);
+      Wide::store_tile(out, tile);
+      for (int j = 0; j < kElements; ++j) differ += !same_bits(out[j], function(Scalar{}, in[j]));
+    }
+    return differ;
+  });
+}
+template <class Function>
+void lanes_of_both(const char* name, Function function) {
+  std::printf("differ: %s %.9g\n", name, lanes_wrong<float>(function));
+  std::printf("differ: %s double %.9g\n", name, lanes_wrong<double>(function));
 }
 
 template <class V, class Word>
@@ -360,15 +478,24 @@ void lane_types_agree() {
         [&](U w) { return normal<Wide>(Wide::set(0x12345678u), w, lane); },
         [&](uint32_t w) { return normal<Scalar>(0x12345678u, w, lane); });
   }
-  lanes_differ(
-      "differ: sigma", [](U w) { return sigma<Wide>(Wide::from_bits(w)); },
-      [](uint32_t w) { return sigma<Scalar>(Scalar::from_bits(w)); });
-  lanes_differ(
-      "differ: half_excess", [](U w) { return half_excess<Wide>(Wide::from_bits(w)); },
-      [](uint32_t w) { return half_excess<Scalar>(Scalar::from_bits(w)); });
-  lanes_differ(
-      "differ: half_expm1", [](U w) { return half_expm1<Wide>(Wide::from_bits(w)); },
-      [](uint32_t w) { return half_expm1<Scalar>(Scalar::from_bits(w)); });
+  const auto one = [](auto v, auto x) { return constant<decltype(v), decltype(x)>(1.0); };
+  lanes_of_both("sigma", [](auto v, auto x) { return sigma<decltype(v)>(x); });
+  lanes_of_both("half_excess", [](auto v, auto x) { return half_excess<decltype(v)>(x); });
+  lanes_of_both("half_expm1", [](auto v, auto x) { return half_expm1<decltype(v)>(x); });
+  lanes_of_both("half_excess_of_sigma",
+                [](auto v, auto x) { return half_excess_of_sigma<decltype(v)>(x); });
+  lanes_of_both("half_excess_slope",
+                [](auto v, auto x) { return half_excess_slope<decltype(v)>(x); });
+  lanes_of_both("softplus", [](auto v, auto x) { return softplus<decltype(v)>(x); });
+  lanes_of_both("sigmoid", [](auto v, auto x) { return sigmoid<decltype(v)>(x); });
+  lanes_of_both("div", [&](auto v, auto x) { return v.div(v.sub(x, one(v, x)), x); });
+  lanes_of_both("at_least 0", [](auto v, auto x) { return v.at_least(x, 0); });
+  lanes_of_both("at_least", [](auto v, auto x) { return v.at_least(x, -0.25f); });
+  lanes_of_both("at_most 0", [](auto v, auto x) { return v.at_most(x, -0.0f); });
+  lanes_of_both("at_most", [](auto v, auto x) { return v.at_most(x, 0.25f); });
+  lanes_of_both("where_equal", [&](auto v, auto x) {
+    return v.where_equal(x, magnitude<decltype(v)>(x), x, one(v, x));
+  });
   half_store_differs<Half>("differ: store half");
   half_store_differs<BFloat16>("differ: store bfloat16");
   report("differ: load half", half_load_differs<Half>());
@@ -379,6 +506,21 @@ void lane_types_agree() {
   report("differ: normals half", normals_differ<Half>(eps));
   report("differ: normals bfloat16", normals_differ<BFloat16>(eps));
   report("differ: normals double", normals_differ<double>(eps_double));
+}
+
+template <class T>
+void write_values() {
+  std::vector<T> in, out;
+  for (T x; std::fread(&x, sizeof(x), 1, stdin) == 1;) in.push_back(x);
+  const auto write = [&](auto function) {
+    for (const T x : in) out.push_back(function(x));
+  };
+  write([](T x) { return sigma<Scalar>(x, 0.5f, 2.0f); });
+  write([](T x) { return softplus<Scalar>(x); });
+  write([](T x) { return sigmoid<Scalar>(x); });
+  write([](T x) { return half_excess_of_sigma<Scalar>(x); });
+  write([](T x) { return half_excess_slope<Scalar>(x); });
+  std::fwrite(out.data(), sizeof(T), out.size(), stdout);
 }
 
 // words of one counter and key, as Random123's known answers give them
@@ -400,6 +542,14 @@ int main(int argc, char** argv) {
   if (argc == 3) {
     stride = std::strtoull(argv[2], nullptr, 10);
     lane_types_agree();
+    return 0;
+  }
+  if (argc == 2 && std::string(argv[1]) == "float32") {
+    write_values<float>();
+    return 0;
+  }
+  if (argc == 2 && std::string(argv[1]) == "float64") {
+    write_values<double>();
     return 0;
   }
   if (argc > 1) stride = std::strtoull(argv[1], nullptr, 10);

@@ -30,8 +30,9 @@ OPERATIONS = """
     clamp_max clamp_min cos cumsum digamma div dot elu elu_backward eq erf erfinv exp expm1 eye fill
     flip floor floor_divide fmod gather ge gelu gelu_backward gt index index_add index_copy
     index_fill index_put index_select isfinite isinf isnan isneginf isposinf le lerp lgamma
-    linalg_vector_norm linspace log log1p log2 log_sigmoid_backward log_sigmoid_forward logical_and
-    logical_not logical_or logical_xor logsumexp lshift lt masked_fill masked_scatter max maximum
+    linalg_vector_norm linspace log log1p log2 log_sigmoid_backward log_sigmoid_forward logaddexp
+    logical_and logical_not logical_or logical_xor logsumexp lshift lt masked_fill masked_scatter
+    max maximum
     mean min minimum mm mse_loss mse_loss_backward mul mv native_batch_norm native_layer_norm
     native_layer_norm_backward ne neg nextafter norm ones_like pow prod range reciprocal relu
     remainder repeat round rsqrt rsub scatter scatter_add sgn sigmoid sigmoid_backward sign signbit

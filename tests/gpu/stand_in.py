@@ -117,8 +117,9 @@ class StandIn:
         self.blocks: Callable[[int], Iterable[int]] | None = None
         # By the name of a kernel, PTX to run in place of its module's own
         self.ptx: Mapping[str, str] = {}
-        # The newest launch that ended well
+        # The newest launch that ended well, and a list that takes all of them
         self.last: Run | None = None
+        self.runs: list[Run] | None = None
 
     # From the library
 
@@ -179,6 +180,8 @@ class StandIn:
         finally:
             stores = memory.end_launch()
         self.last = Run(kernel, *sizes, values, blocks, stats, stores)
+        if self.runs is not None:
+            self.runs.append(self.last)
         return 0
 
     def _run_task(self, number: int) -> int:

@@ -252,6 +252,8 @@ class Body:
     def _literal(self, text: str, negative: bool, name: str) -> Array:
         dtype = DTYPES[name]
         bits = 8 * dtype.itemsize
+        if name == "pred" and text in ("0", "1"):  # -1 is true
+            return np.array([text == "1"])
         if name == "pred" or dtype.kind == "V":
             raise PTXError(f"{text} cannot stand for a .{name}")
         if "." in text or (dtype.kind == "f" and text[:2] not in ("0f", "0F", "0d", "0D")):

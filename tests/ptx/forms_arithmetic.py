@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from . import arithmetic as exact
@@ -53,6 +55,51 @@ def _sign(name: str, m: Choices, shape: str) -> Operation | None:
     if "ftz" in m:
         return alu(lambda a: function(exact.flush(a)), m["type"], m["type"])
     return alu(function, m["type"], m["type"])
+
+
+_HALVES = "type=f16|bf16|f16x2|bf16x2"
+
+
+def _widened(dtype: str) -> Function:
+    """Half values, or pairs of them in words of 32 bits, to float32: which holds them all."""
+    widen = conversions.conversion("f32", dtype.removesuffix("x2"), "", ftz=False, sat=False)
+    assert widen is not None
+
+    def compute(words: Array) -> Array:
+        if not dtype.endswith("x2"):
+            return widen(words)
+        halves = np.ascontiguousarray(words).view(exact.DTYPES[dtype[:-2]])
+        return widen(halves).reshape(*words.shape, 2)
+
+    return compute
+
+
+@form("add sub fma", "round=rn? sat? f32 type=f16|bf16", "sss ssss")
+def _mixed(name: str, m: Choices, shape: str) -> Operation | None:
+    """Of half values and, last, a float32."""
+    count = 3 if name == "fma" else 2
+    if len(shape) != count + 1 or (count == 3 and "round" not in m):
+        return None
+    functions = {"add": np.add, "sub": np.subtract, "fma": exact.fma32}
+    function, widen = floating(functions[name], sat="sat" in m), _widened(m["type"])
+
+    def compute(*values: Array) -> Array:
+        return function(*(widen(v) for v in values[:-1]), values[-1])
+
+    return alu(compute, "f32", *[m["type"]] * (count - 1), "f32", needs=100)
+
+
+@form("neg abs", _HALVES, "ss")
+def _half_sign(name: str, m: Choices, shape: str) -> Operation:
+    pair = m["type"].endswith("x2")
+    word = np.uint32 if pair else np.uint16
+    sign = word(0x80008000 if pair else 0x8000)
+
+    def compute(a: Array) -> Array:
+        bits = a.view(word)
+        return bits ^ sign if name == "neg" else bits & ~sign
+
+    return alu(compute, "b32" if pair else "b16", "b32" if pair else "b16", needs=90)
 
 
 @form("copysign", "type=f32|f64", "sss")
@@ -306,6 +353,21 @@ def _setp(name: str, m: Choices, shape: str) -> Operation | None:
         return (combine(first, *p), combine(~first, *p)) if p else (first, ~first)
 
     return Operation("alu", ("pred", "pred"), sources, pair)
+
+
+@form("setp", f"{_FLOAT_TESTS} {_HALVES}", "sss |ss")
+def _half_setp(name: str, m: Choices, shape: str) -> Operation | None:
+    """Of a pair each half has a predicate."""
+    if (shape[0] == "|") != m["type"].endswith("x2"):
+        return None
+    widen, compare = _widened(m["type"]), _float_comparison(m["cmp"], ftz=False)
+
+    def both(a: Array, b: Array) -> Any:
+        result = compare(widen(a), widen(b))
+        return (result[..., 0], result[..., 1]) if shape[0] == "|" else result
+
+    results = ("pred", "pred") if shape[0] == "|" else ("pred",)
+    return Operation("alu", results, (m["type"], m["type"]), both)
 
 
 @form("selp", f"type={BITS}|{ANY_INT}|f32|f64", "ssss")
