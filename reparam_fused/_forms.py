@@ -71,6 +71,15 @@ FORMS = {
             ratio=None,
             log_var=0.0,
         ),
+        Form(
+            "log_std",
+            sigma=lambda log_std: reference.sigma(log_std, 1.0, 2.0),
+            chain=lambda grad_sigma, log_std: grad_sigma * reference.sigma(log_std, 1.0, 2.0),
+            std=torch.exp,
+            slope=torch.exp,
+            ratio=lambda _: 1.0,
+            log_var=2.0,
+        ),
         # Blundell et al., Weight Uncertainty in Neural Networks, 2015
         Form(
             "rho",

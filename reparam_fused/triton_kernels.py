@@ -295,6 +295,9 @@ def _of_form(scale, FORM: tl.constexpr):
     """sigma of the scale, and the factor by which a gradient of sigma is one of the scale."""
     if FORM == "log_var":
         sigma, factor = _sigma(scale, 1.0), _sigma(scale, 0.5)
+    elif FORM == "log_std":
+        sigma = _sigma(scale, 1.0, 2.0)
+        factor = sigma
     elif FORM == "rho":
         sigma, factor = _softplus(scale), _sigmoid(scale)
     else:
@@ -356,7 +359,7 @@ def _chain(grad_sigma, scale, bounds, FORM: tl.constexpr):
 def _unit(bounds, FORM: tl.constexpr):
     """How much of ln sigma^2 a unit of the scale is, where sigma is nothing but a power of e;
     else 0."""
-    power: tl.constexpr = 1.0 if FORM == "log_var" else 0.0
+    power: tl.constexpr = 1.0 if FORM == "log_var" else 2.0 if FORM == "log_std" else 0.0
     return 0.0 if len(bounds) == 3 else power
 
 

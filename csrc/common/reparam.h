@@ -38,6 +38,19 @@ struct Std {
     return grad_sigma;
   }
 };
+struct LogStd {
+  static constexpr const char* kName = "log_std";
+  static constexpr bool kBackwardReads = true;
+  static constexpr float kLogVar = 2.0f;
+  template <class V, class R>
+  static REPARAM_FUSED_INLINE R to_sigma(R log_std) {
+    return sigma<V>(log_std, 1.0f, 2.0f);
+  }
+  template <class V, class R>
+  static REPARAM_FUSED_INLINE R chain(R grad_sigma, R log_std) {
+    return V::mul(grad_sigma, to_sigma<V>(log_std));
+  }
+};
 // sigma = ln(1 + e^rho) (Blundell et al., Weight Uncertainty in Neural Networks, 2015)
 struct Rho {
   static constexpr const char* kName = "rho";
@@ -63,7 +76,7 @@ struct FormList {
 
 // All there are: every kernel takes each of them. The place of a form in this list is its
 // number.
-using Forms = FormList<LogVar, Std, Rho>;
+using Forms = FormList<LogVar, Std, LogStd, Rho>;
 
 // A form of the scale within limits, which are Bounds or Unbounded. NaN passes a clamp, whose
 // gradient is 0 outside of it and for NaN, as that of torch.clamp.

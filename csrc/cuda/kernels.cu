@@ -79,11 +79,13 @@ using UnboundedOf = Unbounded;
   REPARAM_FUSED_KL(REPARAM_FUSED_ROWS, bounded_##form, Form, LimitsOf)
 
 // The table
-static_assert(Forms::kSize == 3, "a form has a line here");
+static_assert(Forms::kSize == 4, "a form has a line here");
 REPARAM_FUSED_FORM(log_var, LogVar)
 REPARAM_FUSED_FORM(std, Std)
+REPARAM_FUSED_FORM(log_std, LogStd)
 REPARAM_FUSED_FORM(rho, Rho)
 REPARAM_FUSED_KL(REPARAM_FUSED_VECTORS, log_var, LogVar, UnboundedOf)
+REPARAM_FUSED_KL(REPARAM_FUSED_VECTORS, log_std, LogStd, UnboundedOf)
 REPARAM_FUSED_KL(REPARAM_FUSED_ROWS, std, Std, UnboundedOf)
 REPARAM_FUSED_KL(REPARAM_FUSED_ROWS, rho, Rho, UnboundedOf)
 REPARAM_FUSED_VECTORS(noise, _key, Noise, KeyTensor, UnboundedOf)
