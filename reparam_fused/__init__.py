@@ -1,16 +1,20 @@
 """The reparameterisation trick in one kernel: the same key gives the same bits everywhere."""
 
+from . import nn
 from ._patch import patch
 from .backends import backends
+from .distributions import Normal
 from .functional import fused_kl_divergence, fused_reparameterize
 from .random import fold_in, key, noise, split
 
 __all__ = [
+    "Normal",
     "backends",
     "fold_in",
     "fused_kl_divergence",
     "fused_reparameterize",
     "key",
+    "nn",
     "noise",
     "patch",
     "split",

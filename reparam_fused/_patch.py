@@ -7,21 +7,23 @@ before anything is drawn.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.types import _size
 
-from . import _call, _extensions, _validate
-from ._forms import SAMPLE
+from . import _call, _extensions, _posteriors, _validate
+from ._forms import SAMPLE, Call
+from ._posteriors import Posterior, first_argument, is_exp_of_half, unclamped
 from .functional import fused_kl_divergence, fused_reparameterize
 
 # The reference path is slower than what it would replace.
@@ -31,6 +33,18 @@ _SERVED = {
     "xpu": _extensions.has_triton,
 }
 _DEVICES = frozenset(device for device, served in _SERVED.items() if served)
+
+
+def _one_dtype(mean: object, spread: object) -> bool:
+    """Whether expanded these give the dtype that they give as they are.
+
+    Without dimensions one of two dtypes does not count for that of the result, expanded it does.
+    """
+    return (
+        isinstance(mean, Tensor)
+        and isinstance(spread, Tensor)
+        and (mean.dtype == spread.dtype or mean.dim() > 0)
+    )
 
 
 def _fusible(mean: object, spread: object) -> bool:
@@ -47,8 +61,7 @@ def _fusible(mean: object, spread: object) -> bool:
         and mean.device == spread.device
         and mean.dtype in _validate.DTYPES
         and spread.dtype in _validate.DTYPES
-        # Without dimensions it does not count for the dtype of the result, expanded it would.
-        and (mean.dtype == spread.dtype or mean.dim() > 0)
+        and _one_dtype(mean, spread)
         and mean.layout == spread.layout == torch.strided
         and not (mean.is_nested or spread.is_nested)
         # torch.jit.trace would record an op that a process without this package cannot load.
@@ -57,76 +70,188 @@ def _fusible(mean: object, spread: object) -> bool:
     )
 
 
-def _plain_call(loc: Tensor, std: Tensor) -> Tensor | None:
+def _plain_call(call: Call, mean: Any, scale: Any, generator: Any = None) -> Tensor | None:
     """Nearly every call, which _fusible would make a third longer."""
-    return _call.plain(SAMPLE["std"], loc, std)
+    return (
+        None if torch.compiler.is_compiling() else _call.plain(call, mean, scale, None, generator)
+    )
+
+
+Method: TypeAlias = Callable[..., Any]
+#: By the name of a method what makes, of the class and of its own one, the one that replaces it
+_Methods: TypeAlias = Mapping[str, Callable[[type, Method], Method]]
 
 
 @dataclass
 class _Replacement:
     """Methods of a class that were replaced, by any number of patches."""
 
-    owner: type
-    methods: dict[str, Callable[..., Tensor]]
+    makers: _Methods
+    methods: dict[str, Method]
     # What the class itself held under these names, which may be nothing
     own: dict[str, Any]
     patches: int = 0
 
 
-# By target. A global, because torch.compile sees no guard in what a method closes over.
-_replacements: dict[str, _Replacement] = {}
+# By class. A global, because torch.compile sees no guard in what a method closes over.
+_replacements: dict[type, _Replacement] = {}
 _lock = threading.Lock()
 
 
-def _normal(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+@functools.lru_cache(typed=True)  # 1.0 is no size
+def _of_samples(samples: int) -> Call:
+    """Made anew it would be the most that a small call does in Python."""
+    return SAMPLE["std"]._replace(samples=samples)
+
+
+def _normal(owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def rsample(self: torch.distributions.Normal, sample_shape: _size = ()) -> Tensor:
         loc, scale = self.loc, self.scale
-        if "normal" not in _replacements:
-            return original(self, sample_shape)
-        if len(sample_shape) == 0 and not torch.compiler.is_compiling():
-            z = _plain_call(loc, scale)
+        if owner not in _replacements:
+            return original(self, sample_shape)  # type: ignore[no-any-return]
+        call = SAMPLE["std"]
+        if len(sample_shape) > 0:
+            call = _of_samples(math.prod(sample_shape))
+        if call.samples is None or _one_dtype(loc, scale):
+            z = _plain_call(call, loc, scale)
             if z is not None:
-                return z
-        if not _fusible(loc, scale):
-            return original(self, sample_shape)
-        shape = self._extended_shape(sample_shape)
-        if loc.shape != shape:
-            loc, scale = loc.expand(shape), scale.expand(shape)
-        return fused_reparameterize(loc, std=scale)
+                return _call.as_sampled(z, sample_shape)
+        if not _fusible(loc, scale) or loc.shape != scale.shape:
+            return original(self, sample_shape)  # type: ignore[no-any-return]
+        return fused_reparameterize(loc, std=scale, sample_shape=sample_shape)
 
     return rsample
 
 
-def _diffusers_sample(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _draws_by(generator: object, mean: Tensor) -> bool:
+    """Whether the kernels draw for this mean by what was given as a generator."""
+    return generator is None or (
+        isinstance(generator, torch.Generator) and generator.device.type == mean.device.type
+    )
+
+
+def _diffusers_sample(owner: type, original: Method) -> Method:
     @functools.wraps(original)
-    def sample(self: Any, generator: object = None) -> Tensor:
+    def sample(self: Any, generator: Any = None) -> Tensor:
         mean, log_var = self.mean, self.logvar
         if (
-            "diffusers" in _replacements
+            owner in _replacements
             and not self.deterministic
             and _fusible(mean, log_var)
-            and (generator is None or isinstance(generator, torch.Generator))
-            and (generator is None or generator.device.type == mean.device.type)
+            and _draws_by(generator, mean)
         ):
             return fused_reparameterize(mean, log_var, generator=generator)
-        return original(self, generator)
+        return original(self, generator)  # type: ignore[no-any-return]
 
     return sample
 
 
-def _diffusers_kl(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _diffusers_kl(owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def kl(self: Any, other: object = None) -> Tensor:
         mean, log_var = self.mean, self.logvar
         if (
-            "diffusers" in _replacements
+            owner in _replacements
             and other is None
             and not self.deterministic
             and _fusible(mean, log_var)
         ):
             return fused_kl_divergence(mean, log_var).sum([1, 2, 3])
-        return original(self, other)
+        return original(self, other)  # type: ignore[no-any-return]
+
+    return kl
+
+
+def _scale_of(
+    instance: Any, known: Posterior, mean: Any
+) -> tuple[str, Tensor, tuple[float, float] | None] | None:
+    """The form of an instance's scale, the scale and its clamp, if it is as its class was asked."""
+    scale: Any = getattr(instance, known.scale, None)
+    if (
+        not isinstance(mean, Tensor)
+        or not isinstance(scale, Tensor)
+        or mean.shape != scale.shape
+        or getattr(instance, "deterministic", False)
+    ):
+        return None
+    form = known.form
+    if form == "std":
+        log_var: Any = getattr(instance, "logvar", None)
+        if is_exp_of_half(scale, log_var):
+            form, scale = "log_var", log_var
+    return form, *(unclamped(scale) if form == "log_var" else (scale, None))
+
+
+def _methods_of(cls: type) -> _Methods:
+    """What to replace of a class like DiagonalGaussianDistribution."""
+    if not callable(getattr(cls, "sample", None)):
+        raise TypeError(
+            f"patch(): a class must have the method sample, {cls.__qualname__} has none"
+        )
+    try:
+        known = _posteriors.posterior(cls)
+    except Exception as error:
+        raise ValueError(_refusal(cls)) from error
+    if known is None:
+        raise ValueError(_refusal(cls))
+    methods = {"sample": functools.partial(_posterior_sample, known)}
+    if known.sums:
+        methods["kl"] = functools.partial(_posterior_kl, known)
+    return methods
+
+
+def _refusal(cls: type) -> str:
+    return (
+        f"patch(): {cls.__qualname__}.sample() must return mean + std * noise, or mean + "
+        "exp(logvar / 2) * noise, of the attributes of these names"
+    )
+
+
+def _posterior_sample(known: Posterior, owner: type, original: Method) -> Method:
+    @functools.wraps(original)
+    def sample(self: Any, *args: Any, **options: Any) -> Any:
+        plain, generator = first_argument(known.generator, args, options)
+        mean: Any = getattr(self, "mean", None)
+        given = _scale_of(self, known, mean) if plain and owner in _replacements else None
+        if given is None:
+            return original(self, *args, **options)
+        form, scale, clamp = given
+        if known.default_dtype and scale.dtype != (default := torch.get_default_dtype()):
+            scale = scale.to(torch.promote_types(scale.dtype, default))
+        call = SAMPLE[form]
+        if clamp is not None:
+            call = Call(call.form, bounds=(*clamp, 0.0))
+        z = _plain_call(call, mean, scale, generator)
+        if z is not None:
+            return z
+        if not (_fusible(mean, scale) and _draws_by(generator, mean)):
+            return original(self, *args, **options)
+        given_as: dict[str, Any] = {form: scale}
+        return fused_reparameterize(mean, generator=generator, clamp=clamp, **given_as)
+
+    return sample
+
+
+def _posterior_kl(known: Posterior, owner: type, original: Method) -> Method:
+    @functools.wraps(original)
+    def kl(self: Any, *args: Any, **options: Any) -> Any:
+        plain, other = first_argument(known.other, args, options)
+        mean: Any = getattr(self, "mean", None)
+        log_var: Any = getattr(self, "logvar", None)
+        if (
+            not plain
+            or other is not None
+            or owner not in _replacements
+            or getattr(self, "deterministic", False)
+            or not _fusible(mean, log_var)
+            or mean.shape != log_var.shape
+            or mean.dim() not in known.sums
+            or getattr(self, "var", log_var).dtype != log_var.dtype  # as autocast has exp
+        ):
+            return original(self, *args, **options)
+        log_var, clamp = unclamped(log_var)
+        return fused_kl_divergence(mean, log_var, clamp=clamp).sum(known.sums[mean.dim()])
 
     return kl
 
@@ -134,7 +259,7 @@ def _diffusers_kl(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class _Target(NamedTuple):
     module: str
     owner: str
-    replace: dict[str, Callable[[Callable[..., Tensor]], Callable[..., Tensor]]]
+    methods: _Methods
 
 
 _TARGETS = {
@@ -147,25 +272,36 @@ _TARGETS = {
 }
 
 
-def _install(target: str, owner: type) -> None:
-    replacement = _replacements.get(target)
+def _found(target: str | type) -> tuple[type, _Methods]:
+    """The class of a target, and what to replace of it."""
+    if isinstance(target, str):
+        module, owner, methods = _TARGETS[target]
+        return getattr(import_module(module), owner), methods
+    if target in _replacements:
+        return target, _replacements[target].makers
+    for module, owner, methods in _TARGETS.values():
+        if getattr(sys.modules.get(module), owner, None) is target:
+            return target, methods
+    return target, _methods_of(target)
+
+
+def _install(owner: type, methods: _Methods) -> None:
+    replacement = _replacements.get(owner)
     if replacement is None:
-        replace = _TARGETS[target].replace
-        methods = {name: new(getattr(owner, name)) for name, new in replace.items()}
-        own = {name: vars(owner)[name] for name in replace if name in vars(owner)}
-        replacement = _replacements[target] = _Replacement(owner, methods, own)
-        for name, method in methods.items():
+        new = {name: make(owner, getattr(owner, name)) for name, make in methods.items()}
+        own = {name: vars(owner)[name] for name in methods if name in vars(owner)}
+        replacement = _replacements[owner] = _Replacement(methods, new, own)
+        for name, method in new.items():
             setattr(owner, name, method)
     replacement.patches += 1
 
 
-def _remove(target: str) -> None:
-    replacement = _replacements[target]
+def _remove(owner: type) -> None:
+    replacement = _replacements[owner]
     replacement.patches -= 1
     if replacement.patches > 0:
         return
-    del _replacements[target]
-    owner = replacement.owner
+    del _replacements[owner]
     for name, method in replacement.methods.items():
         # Somebody's wrapper, which may still call the method: it now goes to the original.
         if vars(owner).get(name) is not method:
@@ -179,21 +315,21 @@ def _remove(target: str) -> None:
 class Patch:
     """A patch in force, as :func:`patch` returns it: :meth:`undo`, or the end of ``with``."""
 
-    def __init__(self, owners: dict[str, type]) -> None:
-        self._targets: tuple[str, ...] | None = tuple(owners)
+    def __init__(self, targets: Mapping[type, _Methods]) -> None:
+        self._owners: tuple[type, ...] | None = tuple(targets)
         with _lock:
-            for target, owner in owners.items():
-                _install(target, owner)
+            for owner, methods in targets.items():
+                _install(owner, methods)
 
     def undo(self) -> None:
         """Take the patch back. A second call does nothing."""
         with _lock:
-            for target in self._targets or ():
-                _remove(target)
-            self._targets = None
+            for owner in self._owners or ():
+                _remove(owner)
+            self._owners = None
 
     def __enter__(self) -> Patch:
-        if self._targets is None:
+        if self._owners is None:
             raise RuntimeError("patch(): this patch was undone; call patch() again")
         return self
 
@@ -206,7 +342,7 @@ class Patch:
         self.undo()
 
 
-def patch(*targets: str) -> Patch:
+def patch(*targets: str | type) -> Patch:
     """Make code that knows nothing of this package use the fused op.
 
     ``"normal"`` replaces ``torch.distributions.Normal.rsample``, and with it what samples
@@ -214,6 +350,25 @@ def patch(*targets: str) -> Patch:
     ``"diffusers"`` replaces ``DiagonalGaussianDistribution.sample``, the latents of the
     autoencoders of diffusers, and its ``kl`` from the standard normal, by
     :func:`fused_kl_divergence`.
+
+    A class stands for itself: a project's copy of ``DiagonalGaussianDistribution``, such as
+    that of latent diffusion, or one that gives the standard deviation otherwise, such as
+    ``OobleckDiagonalGaussianDistribution``. It is asked what it computes, by calls of its own
+    methods on a small instance that is made up for that, on the CPU; no generator moves on.
+
+    - ``sample()`` is replaced if it returns ``mean + std * noise``, or ``mean + exp(logvar / 2) *
+      noise``, of the attributes of these names, with noise that is standard normal; if its
+      first argument is called ``generator``, noise of that. A class of which that is not so is
+      refused. At most it may look at ``parameters``, ``device`` and ``deterministic`` beside.
+    - ``kl()`` is replaced for a mean of 2 to 5 dimensions if it returns the divergence from the
+      standard normal, summed over all dimensions but the first, or over the first three after
+      it; else it is left as it is. Where it is replaced, ``var`` is taken to be ``exp(logvar)``.
+    - Everything else, ``__init__`` among it, is left as it is: what an instance holds when it is
+      asked is what counts. Where autograd has it on record that ``std`` is still ``exp(logvar /
+      2)``, and ``logvar`` a clamp by numbers, the kernel takes what was clamped: the gradient
+      passes both by, unless it is retained there. A call with other arguments, or of an
+      instance that is ``deterministic``, or whose scale is of another shape than the mean, is
+      left to the original.
 
     The patch is in force from the call on, in all threads, until ``undo()`` of what it
     returns, or the end of a ``with`` block. Patches nest and overlap: the last one undone
@@ -229,15 +384,15 @@ def patch(*targets: str) -> Patch:
     the divergence from another distribution than the standard normal.
 
     Args:
-        *targets (str): ``"normal"``, ``"diffusers"``. Default: ``"normal"``, and
-            ``"diffusers"`` if that library has been imported by then.
+        *targets (str or type): ``"normal"``, ``"diffusers"``, or a class. Default:
+            ``"normal"``, and ``"diffusers"`` if that library has been imported by then.
 
     Returns:
         Patch: has ``undo()``, and is a context manager.
 
     Raises:
-        TypeError: a target is not a str.
-        ValueError: an unknown target.
+        TypeError: a target is neither a str nor a class, or is a class without ``sample``.
+        ValueError: an unknown target, or a class whose ``sample`` computes something else.
         ImportError: the library of a target is missing. Nothing is patched then.
 
     Example::
@@ -248,15 +403,23 @@ def patch(*targets: str) -> Patch:
         ...     z = normal.rsample((2,))  # one kernel
         >>> z.shape
         torch.Size([2, 3])
+        >>> class Posterior:
+        ...     def __init__(self, mean, logvar):
+        ...         self.mean, self.std = mean, torch.exp(0.5 * logvar)
+        ...     def sample(self):
+        ...         return self.mean + self.std * torch.randn_like(self.mean)
+        >>> with reparam_fused.patch(Posterior):
+        ...     z = Posterior(torch.zeros(3), torch.zeros(3)).sample()  # one kernel
     """
     for target in targets:
-        if not isinstance(target, str):
-            raise TypeError(f"patch(): argument 'targets' must be str, not {type(target).__name__}")
-        if target not in _TARGETS:
-            names = " or ".join(f"'{name}'" for name in _TARGETS)
-            raise ValueError(f"patch(): targets must be {names}, got '{target}'")
+        if not isinstance(target, (str, type)):
+            raise TypeError(
+                f"patch(): argument 'targets' must be str or a class, not {type(target).__name__}"
+            )
+        if isinstance(target, str) and target not in _TARGETS:
+            names = ", ".join(f"'{name}'" for name in _TARGETS)
+            raise ValueError(f"patch(): targets must be {names} or a class, got '{target}'")
     if not targets:
         targets = ("normal", "diffusers") if "diffusers" in sys.modules else ("normal",)
-    # All libraries are imported before the first class is touched.
-    owners = {t: getattr(import_module(_TARGETS[t].module), _TARGETS[t].owner) for t in targets}
-    return Patch(owners)
+    # All libraries are imported, and all classes asked, before the first one is touched.
+    return Patch(dict(map(_found, targets)))

@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from torch.distributions import HalfNormal, Independent, LogNormal, Normal
 
 import reparam_fused
-from reparam_fused import _extensions, _patch, patch
+from reparam_fused import _extensions, _patch, _posteriors, patch
 
 ORIGINAL = Normal.rsample
 VAE = "diffusers.models.autoencoders.vae"
@@ -88,6 +88,15 @@ def test_normal(
     assert len(fused) == 2
     assert (z.shape, z.dtype, z.requires_grad) == (expected.shape, expected.dtype, True)
     check_gradients(z, loc, scale)
+
+
+@pytest.mark.parametrize("sample_shape", [(1.0,), (2, -1), 3, "4"])
+def test_no_shape_is_none_with_a_patch_either(sample_shape: Any, device: torch.device) -> None:
+    normal = Normal(*parameters(4, device=device))
+    with patch("normal"):
+        normal.rsample((1,))
+        with pytest.raises((TypeError, RuntimeError)):
+            normal.rsample(sample_shape)
 
 
 @pytest.mark.parametrize("sample_shape", [(), (3,)])
@@ -525,15 +534,17 @@ def test_somebody_elses_wrapper_is_left_alone(
 @pytest.mark.parametrize("target", ["Normal", "", "normal "])
 def test_an_unknown_target(target: str) -> None:
     with pytest.raises(
-        ValueError, match=f"targets must be 'normal' or 'diffusers', got '{target}'"
+        ValueError, match=f"targets must be 'normal', 'diffusers' or a class, got '{target}'"
     ):
         patch("normal", target)
     assert not in_force()
 
 
-@pytest.mark.parametrize("target", [Normal, None, ["normal"]])
+@pytest.mark.parametrize("target", [3, None, ["normal"]])
 def test_a_target_of_another_type(target: Any) -> None:
-    with pytest.raises(TypeError, match=r"patch\(\): argument 'targets' must be str, not "):
+    with pytest.raises(
+        TypeError, match=r"patch\(\): argument 'targets' must be str or a class, not "
+    ):
         patch("normal", target)
     assert not in_force()
 
@@ -715,3 +726,500 @@ def test_an_inherited_method_is_inherited_again(fused: list[Any], diffusers: Mod
         assert Latents(latents()).sample() == ("original", None)
     assert not {"sample", "kl"} & set(vars(Later))
     assert Later(latents()).sample() == ("original", None)
+
+
+class Posterior:
+    """As the copies of LDM's class are: the scale clamped, and its functions taken, at once."""
+
+    def __init__(self, parameters: Tensor, deterministic: bool = False) -> None:
+        self.parameters = parameters
+        self.mean, log_var = parameters.chunk(2, 1)
+        self.logvar = log_var.clamp(-30.0, 20.0)
+        self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
+        self.deterministic = deterministic
+        if deterministic:
+            self.std = self.var = torch.zeros_like(self.mean)
+
+    def sample(self) -> Any:
+        return self.mean + self.std * torch.randn(self.mean.shape).to(self.parameters.device)
+
+    def kl(self, other: Any = None) -> Any:
+        if self.deterministic:
+            return torch.tensor([0.0])
+        if other is None:
+            return 0.5 * (self.mean**2 + self.var - 1 - self.logvar).sum([1, 2, 3])
+        return "from another"
+
+
+class WithGenerator(Posterior):
+    def sample(self, generator: Any = None) -> Any:
+        noise = torch.randn(
+            self.mean.shape,
+            generator=generator,
+            device=self.parameters.device,
+            dtype=self.parameters.dtype,
+        )
+        return self.mean + self.std * noise
+
+
+class Softplus:
+    """As Oobleck's is: the scale by softplus, kl of another shape."""
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.mean, scale = parameters.chunk(2, 1)
+        self.std = torch.nn.functional.softplus(scale) + 1e-4
+        self.var = self.std * self.std
+        self.logvar = torch.log(self.var)
+
+    def sample(self, generator: Any = None) -> Any:
+        noise = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def kl(self) -> Any:
+        return (self.mean * self.mean + self.var - self.logvar - 1.0).sum(1).mean()
+
+
+class OfLogVar:
+    """No std is kept, and a property cannot be set."""
+
+    __slots__ = ("_log_var", "mean")
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.mean, self._log_var = parameters.chunk(2, 1)
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self._log_var)
+
+    def sample(self) -> Any:
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+
+class ByExp(Posterior):
+    """Takes no notice of std."""
+
+    def sample(self) -> Any:
+        return self.mean + torch.exp(self.logvar / 2) * torch.randn_like(self.mean)
+
+
+LIKE_IT: dict[str, Any] = {cls.__name__: cls for cls in (Posterior, WithGenerator, Softplus, ByExp)}
+like_it = pytest.mark.parametrize("name", LIKE_IT)
+
+
+@like_it
+def test_a_class(fused: list[Any], name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Sample for sample what the class says of itself, and the gradients are those of its line."""
+    cls = LIKE_IT[name]
+    methods = {method: getattr(cls, method) for method in ("sample", "kl")}
+    parameters = (latents(device) * 12).to(dtype).requires_grad_()  # beyond the clamp too
+    instance = cls(parameters)
+    expected = instance.sample()
+    with patch(cls):
+        torch.manual_seed(2)
+        z = instance.sample()
+        torch.manual_seed(2)
+        assert_same_bits(instance.sample().detach(), z.detach())
+        assert not torch.equal(instance.sample(), z)
+    assert len(fused) == 3
+    assert {method: getattr(cls, method) for method in methods} == methods
+    assert (z.shape, z.dtype, z.device) == (expected.shape, expected.dtype, expected.device)
+    if dtype != torch.float64:
+        return
+    eps = ((z - instance.mean) / instance.std).detach()
+    assert eps.abs().max() < 7
+    by_hand = instance.mean + instance.std * eps
+    gradients = (
+        torch.autograd.grad(t.square().sum(), parameters, retain_graph=True) for t in (z, by_hand)
+    )
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_class_has_the_noise_of_the_function(device: torch.device) -> None:
+    for cls, scale in ((Posterior, "std"), (Softplus, "std"), (ByExp, "logvar")):
+        instance = cls(latents(device))
+        with patch(cls):
+            torch.manual_seed(2)
+            z = instance.sample()
+        torch.manual_seed(2)
+        form = {"logvar": "log_var"}.get(scale, scale)
+        given = {form: getattr(instance, scale)}
+        assert_same_bits(z, reparam_fused.fused_reparameterize(instance.mean, **given))
+
+
+@pytest.mark.parametrize("name", ["WithGenerator", "Softplus"])
+def test_a_class_draws_from_the_generator(
+    fused: list[Any], name: str, device: torch.device
+) -> None:
+    instance = LIKE_IT[name](latents(device))
+    generator = torch.Generator(device)
+    with patch(LIKE_IT[name]):
+        state = rng_state(device)
+        z = instance.sample(generator.manual_seed(2))
+        assert_same_bits(instance.sample(generator=generator.manual_seed(2)), z)
+        assert torch.equal(rng_state(device), state)
+    assert len(fused) == 2
+
+
+@like_it
+def test_kl_of_a_class(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    cls = LIKE_IT[name]
+    original = cls.kl
+    parameters = latents(device).to(dtype).requires_grad_()
+    instance = cls(parameters)
+    expected = instance.kl()
+    with patch(cls):
+        assert (cls.kl is original) == (cls is Softplus)
+        kl = instance.kl()
+        if cls is not Softplus:
+            assert_same_bits(instance.kl(None).detach(), kl.detach())
+            assert instance.kl(instance) == instance.kl(other=instance) == "from another"
+            fused = reparam_fused.fused_kl_divergence(instance.mean, instance.logvar)
+            assert_same_bits(kl.detach(), fused.sum([1, 2, 3]).detach())
+    assert (kl.shape, kl.dtype) == (expected.shape, expected.dtype)
+    torch.testing.assert_close(kl, expected, rtol=0.02 if dtype.itemsize == 2 else 1e-5, atol=0)
+    gradients = [
+        torch.autograd.grad(k.sum(), parameters, retain_graph=True)[0] for k in (kl, expected)
+    ]
+    if dtype == torch.float64:
+        torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("dim", range(2, 7))
+def test_kl_sums_as_the_class_does(dim: int, device: torch.device) -> None:
+    """Over all dimensions or over three of them; what it was not asked of it says itself."""
+
+    class Whole(Posterior):
+        def kl(self) -> Any:
+            each = 0.5 * (self.mean**2 + self.var - 1 - self.logvar)
+            return each.sum(tuple(range(1, each.dim())))
+
+    parameters = torch.randn((2, 4, 3, 2, 2, 2)[:dim], dtype=torch.float64).to(device)
+    for cls in (Whole, Posterior):
+        instance = cls(parameters)
+        with patch(cls):
+            if cls is Posterior and dim < 4:
+                with pytest.raises(IndexError):
+                    instance.kl()
+                continue
+            kl = instance.kl()
+        torch.testing.assert_close(kl, instance.kl())
+        fused = reparam_fused.fused_kl_divergence(instance.mean, instance.logvar)
+        over = tuple(range(1, dim)) if cls is Whole else (1, 2, 3)
+        assert torch.equal(kl, fused.sum(over)) or dim == 6
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "deterministic", "flag", "shape", "missing", "list", "device", "argument", "kernel",
+        "after the undoing",
+    ],
+)  # fmt: skip
+def test_a_class_leaves_the_rest_to_the_original(
+    fused: list[Any], monkeypatch: pytest.MonkeyPatch, case: str, device: torch.device
+) -> None:
+    calls: list[Any] = []
+
+    class Spied(WithGenerator):
+        def sample(self, generator: Any = None, *args: Any) -> Any:
+            if self.mean.shape == (2, 4, 4, 4):
+                calls.append((generator, *args))
+                return "original"
+            return super().sample(generator)
+
+    instance = Spied(latents(device), deterministic=case == "deterministic")
+    if case == "flag":
+        instance.deterministic = True
+    if case == "shape":
+        instance.std = instance.std[:, :1]
+    if case == "device":
+        instance.mean, instance.std = instance.mean.to("meta"), instance.std.to("meta")
+    given: tuple[Any, ...] = {
+        "list": ([torch.Generator(device)],),
+        "argument": (None, 1),
+    }.get(case, ())
+    if case == "kernel":
+        monkeypatch.setattr(_patch, "_DEVICES", frozenset())
+    p = patch(Spied)
+    method = Spied.sample
+    if case == "missing":
+        del instance.std
+    if case == "after the undoing":
+        p.undo()
+    state = rng_state(device)
+    with p if case != "after the undoing" else patch("normal"):
+        calls.clear()
+        assert method(instance, *given) == "original"
+    assert calls == [given or (None,)]
+    assert not fused
+    assert torch.equal(rng_state(device), state)
+
+
+def refused() -> dict[str, type]:
+    class Tuple(Posterior):
+        def sample(self) -> Any:
+            return super().sample(), self.kl()
+
+    class Shared(Posterior):
+        def sample(self) -> Any:
+            return self.mean + self.std * torch.randn_like(self.mean[:1])
+
+    class Uniform(Posterior):
+        def sample(self) -> Any:
+            return self.mean + self.std * (torch.rand_like(self.mean) - 0.5) * 12**0.5 * 0.8
+
+    class Mode(Posterior):
+        def sample(self) -> Any:
+            return self.mean
+
+    class Tempered(Posterior):
+        def sample(self) -> Any:
+            return self.mean + 0.7 * self.std * torch.randn_like(self.mean)
+
+    class Fixed(Posterior):
+        def sample(self) -> Any:
+            noise = torch.randn(self.mean.shape, generator=torch.Generator().manual_seed(0))
+            return self.mean + self.std * noise
+
+    class Named(Posterior):
+        def sample(self) -> Any:
+            return self.mean + self.sigma * torch.randn_like(self.mean)  # type: ignore[attr-defined]
+
+    class Demanding(Posterior):
+        def sample(self, temperature: float) -> Any:
+            return self.mean + temperature * self.std * torch.randn_like(self.mean)
+
+    class Unheeding(Posterior):
+        def sample(self, generator: Any = None) -> Any:
+            return super().sample()
+
+    return {name: cls for name, cls in locals().items()}
+
+
+@pytest.mark.parametrize("name", refused())
+def test_a_class_that_computes_something_else_is_refused(name: str) -> None:
+    """By name, with nothing patched and nothing drawn."""
+    cls = refused()[name]
+    sample, state = vars(cls)["sample"], torch.get_rng_state()
+    with pytest.raises(ValueError, match=rf"patch\(\): .*{name}\.sample\(\) must return mean \+"):
+        patch("normal", cls)
+    assert vars(cls)["sample"] is sample
+    assert not in_force()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def no_unpacking(_: Tensor) -> Tensor:
+    raise AssertionError("unpacked before the backward, as a checkpoint must not be")
+
+
+TAKEN = {
+    "nothing": "clamped",
+    "logvar retained": "logvar",
+    "hook on logvar": "logvar",
+    "packed": "logvar",
+    "no gradients": "std",
+    "another std": "std",
+    "std in place": "std",
+    "std retained": "std",
+    "hook on std": "std",
+    "another logvar": "std",
+    "logvar in place": "std",
+}
+
+
+@pytest.mark.parametrize("change", TAKEN)
+def test_what_counts_is_std_as_it_is_held(
+    monkeypatch: pytest.MonkeyPatch, change: str, device: torch.device
+) -> None:
+    """What it comes from stands for it only where it is on record that nothing changed."""
+    monkeypatch.setattr(_patch, "_DEVICES", ALL_DEVICES)
+    scales: list[Any] = []
+    plain = _patch._plain_call
+    monkeypatch.setattr(
+        _patch,
+        "_plain_call",
+        lambda *args: scales.append(args[2]) or plain(*args),
+    )
+    parameters = (latents(device) * 12).requires_grad_()
+    instance = Posterior(parameters)
+    if change == "packed":
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, no_unpacking):
+            instance = Posterior(parameters)
+    if change == "another std":
+        instance.std = instance.std * 0.5
+    if change == "another logvar":
+        instance.logvar = instance.logvar + 1
+    for name in ("std", "logvar"):
+        held = getattr(instance, name)
+        if change == f"{name} in place":
+            with torch.no_grad():
+                held.mul_(0.5)
+        if change == f"{name} retained":
+            held.retain_grad()
+        if change == f"hook on {name}":
+            held.register_hook(lambda g: g)
+    with patch(Posterior), torch.set_grad_enabled(change != "no gradients"):
+        torch.manual_seed(1)
+        z = instance.sample()
+    (scale,) = scales
+    taken = {
+        "std": scale is instance.std,
+        "logvar": scale is instance.logvar,
+        "clamped": torch.equal(scale, parameters.chunk(2, 1)[1]),
+    }
+    assert [name for name, is_it in taken.items() if is_it] == [TAKEN[change]]
+    torch.manual_seed(1)
+    std = instance.std.detach()
+    eps = reparam_fused.fused_reparameterize(torch.zeros_like(std), std=torch.ones_like(std))
+    torch.testing.assert_close(z, instance.mean + std * eps, check_stride=False)
+    if "retained" in change:
+        z.sum().backward()
+        expected = eps if change == "std retained" else 0.5 * std * eps
+        torch.testing.assert_close(getattr(instance, TAKEN[change]).grad, expected)
+
+
+@pytest.mark.parametrize("ends", [(-1.0, 1.0), (-1, None), (None, 1.0), (1.0, -1.0), "tensors"])
+def test_only_a_clamp_by_numbers_is_taken_back(ends: Any, device: torch.device) -> None:
+    x = latents(device).requires_grad_() * 1
+    if ends == "tensors":
+        clamped = x.clamp(torch.zeros_like(x), torch.ones_like(x))
+    else:
+        clamped = x.clamp(*ends)
+    raw, clamp = _posteriors.unclamped(clamped)
+    taken = ends == (-1.0, 1.0)
+    assert clamp == (ends if taken else None)
+    assert torch.equal(raw, x if taken else clamped)
+    assert _posteriors.unclamped(x) == (x, None)
+    with torch.no_grad():
+        x.add_(1)  # what was clamped is no more
+    assert _posteriors.unclamped(clamped) == (clamped, None)
+
+
+@pytest.mark.parametrize("half", [0.25, "half of another", "tensor", "division", "leaf"])
+def test_only_exp_of_half_is_taken_for_it(half: Any, device: torch.device) -> None:
+    log_var = latents(device).requires_grad_()
+    if half != "leaf":
+        log_var = log_var * 1
+    products: dict[Any, Callable[[], Tensor]] = {
+        0.25: lambda: 0.25 * log_var,
+        "half of another": lambda: 0.5 * (log_var + 1),
+        "tensor": lambda: torch.full_like(log_var, 0.5).requires_grad_() * log_var,
+        "division": lambda: log_var / 2,
+        "leaf": lambda: 0.5 * log_var,
+    }
+    std = torch.exp(products[half]())
+    assert _posteriors.is_exp_of_half(std, log_var) == (half == "division")
+    assert not _posteriors.is_exp_of_half(std, None)
+    std.sum().backward()  # and the number is gone
+    assert not _posteriors.is_exp_of_half(std, log_var)
+
+
+def test_kl_has_the_dtype_of_var(device: torch.device) -> None:
+    """Which autocast may compute in float32 of a logvar that is not."""
+    instance = Posterior(latents(device).bfloat16())
+    instance.var = instance.var.float()
+    expected = instance.kl()
+    with patch(Posterior):
+        assert_same_bits(instance.kl(), expected)
+
+
+def test_what_is_no_such_class() -> None:
+    with pytest.raises(TypeError, match=r"must have the method sample, .*Plain has none"):
+        patch(type("Plain", (), {}))
+    with pytest.raises(TypeError, match=r"argument 'targets' must be str or a class, not Softplus"):
+        patch(Softplus(latents()))  # type: ignore[arg-type]
+
+
+def test_asking_moves_no_generator(device: torch.device) -> None:
+    for cls in LIKE_IT.values():
+        states = torch.get_rng_state(), rng_state(device)
+        patch(cls).undo()
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(states, (torch.get_rng_state(), rng_state(device)), strict=True)
+        )
+
+
+def test_slots_and_properties(fused: list[Any], device: torch.device) -> None:
+    """Nothing that is asked for can be set: an instance made up for that is none of these."""
+    with pytest.raises(ValueError, match="must return"):
+        patch(OfLogVar)
+
+    class Kept(OfLogVar):
+        __slots__ = ("logvar",)
+
+        def __init__(self, parameters: Tensor) -> None:
+            super().__init__(parameters)
+            self.logvar = self._log_var
+
+        @property
+        def std(self) -> Tensor:
+            return torch.exp(0.5 * self.logvar)
+
+    with patch(Kept):
+        Kept(latents(device)).sample()
+    assert len(fused) == 1
+
+
+def test_patches_of_a_class_nest_and_overlap(fused: list[Any], device: torch.device) -> None:
+    """By class: its name in another patch, its subclass and its base are counted apart."""
+    original = Posterior.sample
+    base, derived = patch(Posterior), patch(WithGenerator)
+    again = patch(Posterior, Posterior, "normal")
+    assert in_force()
+    method = Posterior.sample
+    base.undo()
+    assert Posterior.sample is method
+    again.undo()
+    assert Posterior.sample is original
+    Posterior(latents(device)).sample()
+    assert not fused
+    WithGenerator(latents(device)).sample()
+    assert len(fused) == 1
+    # Its kl is that of the base, patched when this was; and goes to the original by now.
+    expected = Posterior(latents(device)).kl()
+    torch.testing.assert_close(WithGenerator(latents(device)).kl(), expected)
+    derived.undo()
+    assert "kl" not in vars(WithGenerator)
+
+
+def test_the_class_of_a_name_is_the_same_target(
+    fused: list[Any], diffusers: ModuleType, device: torch.device
+) -> None:
+    by_name, by_class = patch("diffusers", "normal"), patch(Latents, Normal)
+    method = Latents.sample
+    by_name.undo()
+    assert Latents.sample is method
+    assert in_force()
+    Latents(latents(device)).sample()
+    assert len(fused) == 1
+    by_class.undo()
+    assert Latents(latents(device)).sample() == ("original", None)
+
+
+@compilers("eager", "aot_eager", "inductor")
+def test_a_compiled_class(
+    monkeypatch: pytest.MonkeyPatch, backend: str, device: torch.device
+) -> None:
+    monkeypatch.setattr(_patch, "_DEVICES", ALL_DEVICES)
+    torch.compiler.reset()
+
+    def loss(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = Posterior(parameters)
+        return posterior.sample(), posterior.kl()
+
+    parameters = latents(device).requires_grad_()
+    compiled = torch.compile(loss, backend=backend, fullgraph=True)
+    unpatched = compiled(parameters)
+    with patch(Posterior):
+        torch.manual_seed(4)
+        z, kl = compiled(parameters)
+        torch.manual_seed(4)
+        assert_same_bits(compiled(parameters)[0].detach(), z.detach())
+        torch.testing.assert_close(kl, unpatched[1])
+        posterior = Posterior(parameters)
+        assert not torch.equal(compiled(parameters)[0], z)
+    eps = ((z - posterior.mean) / posterior.std).detach()
+    by_hand = posterior.mean + posterior.std * eps
+    gradients = (torch.autograd.grad(t.square().sum(), parameters) for t in (z, by_hand))
+    torch.testing.assert_close(*gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -105,3 +106,36 @@ def test_half_precision(calls: list[Any]) -> None:
     model.decode(z).sample.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     assert len(calls) == 1
+
+
+def test_the_class_by_itself(calls: list[Any]) -> None:
+    """Is the target of its name."""
+    posterior = DiagonalGaussianDistribution(images(2, 8, 16, 16))
+    drawn = []
+    for target in ("diffusers", DiagonalGaussianDistribution):
+        with patch(target):
+            drawn.append(posterior.sample(torch.Generator().manual_seed(7)))
+    assert_same_bits(*drawn)
+    assert len(calls) == 2
+    assert DiagonalGaussianDistribution.sample is ORIGINAL
+
+
+def test_oobleck(calls: list[Any]) -> None:
+    """The audio autoencoder's, whose standard deviation is a softplus."""
+    module = "diffusers.models.autoencoders.autoencoder_oobleck"
+    cls = import_module(module).OobleckDiagonalGaussianDistribution
+    parameters = images(2, 8, 100, dtype=torch.float64).requires_grad_()
+    posterior = cls(parameters)
+    with patch(cls):
+        z = posterior.sample(torch.Generator().manual_seed(7))
+        assert_same_bits(posterior.sample(generator=torch.Generator().manual_seed(7)), z)
+        kl = posterior.kl()
+    assert len(calls) == 2
+    assert_same_bits(kl, posterior.kl())
+    eps = ((z - posterior.mean) / posterior.std).detach()
+    assert eps.std() == pytest.approx(1, abs=5 / (2 * eps.numel()) ** 0.5)
+    gradients = (
+        torch.autograd.grad(t.square().sum(), parameters, retain_graph=True)
+        for t in (z, posterior.mean + posterior.std * eps)
+    )
+    torch.testing.assert_close(*gradients)
