@@ -85,14 +85,14 @@ def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     )
 
 
-def load_data() -> tuple[Tensor, Tensor, Tensor]:
-    """Training images, test images and test labels; the split is the same for every seed."""
+def load_data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images and labels to train with and to test; the split is the same for every seed."""
     scans, digits = load_digits(return_X_y=True)
     images, labels = torch.tensor(scans / 16, dtype=torch.float32), torch.tensor(digits)
-    train, test, _, test_labels = train_test_split(
+    train, test, train_labels, test_labels = train_test_split(
         images, labels, test_size=0.2, stratify=digits, random_state=0
     )
-    return train, test, test_labels
+    return train, test, train_labels, test_labels
 
 
 def train_step(model: VAE, optimizer: Optimizer, images: Tensor, sampler: Sampler) -> Tensor:
@@ -272,7 +272,7 @@ def main() -> None:
     arguments = parse_arguments()
     out: Path = arguments.out
     torch.manual_seed(arguments.seed)
-    train_set, test_set, labels = load_data()
+    train_set, test_set, _, labels = load_data()
     model = VAE(arguments.latent)
     sampler = SAMPLERS[arguments.sampler]
     test_elbo = train(model, train_set, test_set, sampler, arguments.epochs, arguments.seed)
