@@ -150,6 +150,83 @@ def test_a_small_call(way: str) -> None:
         record(f"{way}, {name}", taken["ours"], taken["rival"], bound)
 
 
+@pytest.mark.parametrize(
+    ("batch_shape", "sample_shape"), [(SHAPE, ()), ((8,), (16,)), ((8,), (4, 4)), (SHAPE, (5,))]
+)
+def test_a_patched_normal(batch_shape: tuple[int, ...], sample_shape: tuple[int, ...]) -> None:
+    """Next to torch's own rsample."""
+    loc, scale = (torch.rand(batch_shape, requires_grad=True) for _ in range(2))
+    normal = torch.distributions.Normal(loc, scale, validate_args=False)
+    grad = torch.randn(*sample_shape, *batch_shape)
+    original = torch.distributions.Normal.rsample
+
+    def forward(rsample: Callable[..., Tensor]) -> Call:
+        def run() -> None:
+            with torch.no_grad():
+                rsample(normal, sample_shape)
+
+        return run
+
+    def both(rsample: Callable[..., Tensor]) -> Call:
+        return lambda: torch.autograd.grad(rsample(normal, sample_shape), (loc, scale), grad)
+
+    with reparam_fused.patch("normal"):
+        patched = torch.distributions.Normal.rsample
+        for name, mode in (("forward", forward), ("both", both)):
+            taken = times({"ours": mode(patched), "rival": mode(original)})
+            case = f"patched normal, {sample_shape} of {batch_shape}, {name}"
+            record(case, taken["ours"], taken["rival"], 1.0)
+
+
+@pytest.mark.parametrize("sample_shape", [(), (16,)])
+def test_a_distribution(sample_shape: tuple[int, ...]) -> None:
+    """Made of log_var, and drawn from, next to torch's."""
+    loc, log_var = operands((SHAPE, SHAPE))
+    grad = torch.randn(*sample_shape, *SHAPE)
+
+    def ours() -> Tensor:
+        return reparam_fused.Normal(loc, None, False, log_var=log_var).rsample(sample_shape)
+
+    def rival() -> Tensor:
+        std = torch.exp(0.5 * log_var)
+        return torch.distributions.Normal(loc, std, False).rsample(sample_shape)
+
+    def both(call: Callable[[], Tensor]) -> Call:
+        return lambda: torch.autograd.grad(call(), (loc, log_var), grad)
+
+    taken = times({"ours": both(ours), "rival": both(rival)})
+    record(f"Normal, {sample_shape} of {SHAPE}, both", taken["ours"], taken["rival"], 1.0)
+
+
+class Posterior:
+    """What LDM's class does of each half of its parameters."""
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.mean, log_var = parameters.chunk(2, 1)
+        self.logvar = log_var.clamp(-30.0, 20.0)
+        self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
+
+    def sample(self) -> Tensor:
+        return self.mean + self.std * torch.randn(self.mean.shape)
+
+
+class Patched(Posterior):
+    pass
+
+
+def test_a_patched_class() -> None:
+    """Made, drawn from and differentiated: latents of 32 x 32 pixels by a factor of 8."""
+    parameters = torch.randn(8, 8, 4, 4, requires_grad=True)
+    grad = torch.randn(8, 4, 4, 4)
+
+    def both(cls: type[Posterior]) -> Call:
+        return lambda: torch.autograd.grad(cls(parameters).sample(), parameters, grad)
+
+    with reparam_fused.patch(Patched):
+        taken = times({"ours": both(Patched), "rival": both(Posterior)})
+    record("patched class, both", taken["ours"], taken["rival"], 1.0)
+
+
 @pytest.mark.parametrize("function", ["split", "fold_in", "noise"])
 def test_functions_on_keys(function: str) -> None:
     ours, rival = (
