@@ -48,6 +48,10 @@ def test_the_dtype_is_that_of_the_eager_line(kind: str, low: torch.dtype) -> Non
                 assert (z.dtype, z.shape) == (expected.dtype, expected.shape), case
                 of_std = mu + log_var * torch.randn_like(mu)
                 assert fused_reparameterize(mu, std=log_var).dtype == of_std.dtype, case
+                of_rho = mu + torch.nn.functional.softplus(log_var) * torch.randn_like(mu)
+                assert fused_reparameterize(mu, rho=log_var).dtype == of_rho.dtype, case
+                z_of_log_std = fused_reparameterize(mu, log_std=log_var, sample_shape=(3,))
+                assert z_of_log_std.dtype == (mu + log_var.exp() * torch.randn_like(mu)).dtype
                 if kind == "cuda":
                     continue  # autograd asks the GPU itself
                 (grad_mu,) = torch.autograd.grad(z.sum(), mu)

@@ -33,6 +33,8 @@ class Case(NamedTuple):
     batch: tuple[int, ...] = ()
     dtype: torch.dtype = torch.float32
     form: str = "log_var"
+    samples: tuple[int, ...] = ()
+    clamp: tuple[float, float] | None = None
 
 
 def cases(count: int) -> list[Case]:
@@ -54,6 +56,12 @@ def cases(count: int) -> list[Case]:
         Case((count,), ("0",), ("2",), batch=(1, 5)),
         Case((count,), ("1",), ("0",), batch=(6, 1)),
         Case((count,), ("2",), ("r",), batch=SHAPE),
+        # other forms, within bounds, and several samples of each element
+        Case((count,), ("0",), ("1",), form="rho", clamp=(-1.0, 0.5)),
+        Case((count,), ("0",), ("0",), samples=(3,)),
+        Case((count,), ("1",), ("r",), form="rho", samples=(2, 3), clamp=(-1.0, 0.5)),
+        Case((count,), ("0",), ("0",), samples=(3,), batch=(1, 6)),
+        Case((count,), ("2",), ("2",), form="log_std", samples=(3,), batch=(3, 6)),
     ]
     if count == 4:
         made += [
@@ -81,19 +89,27 @@ def operands(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """mu, the scale and a gradient of z; integers where they are added up over ranks."""
     shape = torch.broadcast_shapes(case.mu_shape, case.scale_shape)
     mu, scale = inputs(*case.mu_shape)[0], inputs(*case.scale_shape, seed=1)[1]
-    weight = inputs(*shape, seed=2)[0]
+    weight = inputs(*case.samples, *shape, seed=2)[0]
     return tuple(t.to(case.dtype) for t in (mu, scale, weight.round()))  # type: ignore[return-value]
 
 
 def sample(case: Case, mu: Any, scale: Any) -> Any:
-    return fused_reparameterize(mu, **{case.form: scale}, key=keys_of(case))
+    options: dict[str, Any] = {case.form: scale, "clamp": case.clamp}
+    return fused_reparameterize(mu, **options, sample_shape=case.samples, key=keys_of(case))
 
 
-def divergence(_: Case, mu: Any, scale: Any) -> Any:
-    return fused_kl_divergence(mu, scale)
+def divergence(case: Case, mu: Any, scale: Any) -> Any:
+    """Of a std, which may be negative, that of its logarithm's form."""
+    form = "log_var" if case.form == "std" else case.form
+    return fused_kl_divergence(mu, **{form: scale}, clamp=case.clamp)
 
 
 CALLS = (sample, divergence)
+
+
+def weight_of(call: Any, case: Case, weight: Tensor) -> Tensor:
+    """Of all samples, or of the divergence, which has none."""
+    return weight if call is sample else weight[(0,) * len(case.samples)]
 
 
 def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
@@ -129,7 +145,7 @@ def run_rank(rank: int) -> list[tuple[list[Tensor], list[Any]]]:
         scale_d = distributed(scale, mesh, case.scale_placements)
         for call in CALLS:
             out = call(case, mu_d, scale_d)
-            weight_d = distribute_tensor(weight, mesh, out.placements)
+            weight_d = distribute_tensor(weight_of(call, case, weight), mesh, out.placements)
             grads = torch.autograd.grad((out * weight_d).sum(), (mu_d, scale_d))
             whole = [t.full_tensor().detach() for t in (out, *grads)]
             layout = [out.shape, out.stride(), [str(p) for p in out.placements]]
@@ -175,8 +191,10 @@ def test_bits_are_those_of_a_single_process(ranks: list[Any]) -> None:
             expected = call(case, mu, scale)
             assert_same_bits(out, expected)
             assert layout[:2] == [expected.shape, expected.stride()], case
-            expected_grads = torch.autograd.grad(expected, (mu, scale), weight)
-            sums = case.mu_shape != expected.shape, case.scale_shape != expected.shape
+            incoming = weight_of(call, case, weight.detach())
+            expected_grads = torch.autograd.grad(expected, (mu, scale), incoming)
+            one = expected.shape[expected.dim() - 3 :] if case.samples else expected.shape
+            sums = case.mu_shape != one, case.scale_shape != one
             for grad, expected_grad, is_sum in zip(grads, expected_grads, sums, strict=True):
                 if is_sum:  # over ranks, in another order
                     torch.testing.assert_close(grad, expected_grad)

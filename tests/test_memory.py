@@ -75,6 +75,20 @@ def test_forward_and_backward_take_two_tensors(device: torch.device) -> None:
     assert plain >= 4 * tensor
 
 
+def test_samples_take_no_copies(device: torch.device) -> None:
+    """z, and the gradients of one sample's shape: no sigma or eps for each sample."""
+    n, samples = 1 << (12 if device.type == "cuda" else 18), 16
+    mu, rho = (t.requires_grad_() for t in inputs(n, device=device))
+    grad_z = torch.ones(samples, n, device=device)
+
+    def run() -> tuple[Tensor, ...]:
+        z = fused_reparameterize(mu, rho=rho, sample_shape=(samples,))
+        return (z, *torch.autograd.grad(z, (mu, rho), grad_z))
+
+    peak = peak_bytes(run, device)
+    assert (samples + 2) * 4 * n <= peak <= (samples + 2) * 4 * n + SLACK
+
+
 def test_views_are_read_where_they_lie(device: torch.device) -> None:
     """chunk, transpose and expand cost no copy: only z is allocated."""
     n = 128 if device.type == "cuda" else 512
