@@ -72,6 +72,10 @@ class Instruction(NamedTuple):
     registers: tuple[str, ...]  # in the order of the text
 
 
+# Found once for all tests: with the instructions, so that no others come to lie where they do.
+_paths: dict[tuple[int, int], tuple[list[Instruction], list[Instruction]]] = {}
+
+
 class Code(NamedTuple):
     instructions: list[Instruction]
     labels: dict[str, int]  # to a position among them
@@ -86,6 +90,13 @@ class Code(NamedTuple):
         Counted statically, so that both sides of a short branch count: never too few. There is
         always such a path where it is asked for: an empty one would be below every ceiling.
         """
+        known = _paths.get((id(self.instructions), stores))
+        if known is None:
+            known = self.instructions, self._find_path(stores)
+            _paths[id(self.instructions), stores] = known
+        return known[1]
+
+    def _find_path(self, stores: int) -> list[Instruction]:
         # A step is an instruction, and how many stores lie behind it.
         width = stores + 1
         forward: list[list[int]] = [[] for _ in range(len(self.instructions) * width)]
