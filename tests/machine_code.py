@@ -27,7 +27,7 @@ ELEMENT_SIZE = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 VECTORS_PER_THREAD = 4
 FORMS = ("log_var", "std", "log_std", "rho")
 _DTYPE_AND_SOURCE = r"(float32|float64|float16|bfloat16)(?:_(key|generator))?"
-ARCHS = (80, 86, 89, 90, 100, 120)
+ARCHS = (80, 90, 100, 120)  # those of setup.py
 
 
 class Name(NamedTuple):
