@@ -16,8 +16,6 @@ constexpr const char* form_name(Form form) { return Forms::kNames[form]; }
 // Whether sample_backward reads the scale.
 constexpr bool form_backward_reads(Form form) { return Forms::kBackwardReads[form]; }
 
-constexpr bool form_is_logarithm(Form form) { return Forms::kLogVar[form] != 0; }
-
 // The form of this name, or -1.
 inline Form form_id(const char* name, size_t length) {
   for (Form form = 0; form < form_count(); ++form) {

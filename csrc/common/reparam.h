@@ -71,7 +71,6 @@ struct FormList {
   static constexpr int kSize = sizeof...(F);
   static constexpr const char* kNames[] = {F::kName...};
   static constexpr bool kBackwardReads[] = {F::kBackwardReads...};
-  static constexpr float kLogVar[] = {F::kLogVar...};
 };
 
 // All there are: every kernel takes each of them. The place of a form in this list is its

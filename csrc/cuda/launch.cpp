@@ -194,9 +194,8 @@ bool runs_of_vectors(const Problem& p, int64_t per_vector, int64_t per_counter) 
 }
 
 bool is_whole(Op op, DType dtype, const Problem& p) {
-  // The divergence has such a kernel where the scale is a logarithm.
-  const bool divergence = !draws(op);
-  if (divergence && (p.bounds != nullptr || !form_is_logarithm(p.form))) return false;
+  // The divergence has such a kernel of a log_var alone.
+  if (!draws(op) && (p.bounds != nullptr || p.form != kLogVar)) return false;
   return !has_samples(op, p) && p.ndim == 1 && p.operand_strides[0][0] == 1 &&
          p.operand_strides[1][0] == 1 && p.result_strides[0][0] == 1 && p.outer_ndim == 0 &&
          p.first_index % counter_of(dtype) == 0 && aligned(p.operands[0]) &&
