@@ -13,8 +13,8 @@ from setuptools import Extension, setup
 from setuptools.modified import newer_group
 from torch.utils import cpp_extension
 
-# Every generation of GPUs with bfloat16. The machine code of 8.0 serves 8.6 and 8.9, where their own
-# would take 1 % less; PTX of the first serves those to come.
+# Every generation of GPUs with bfloat16. The machine code of 8.0 serves 8.6 and 8.9 too, where
+# their own would take 1 % less; PTX of the first serves those to come.
 ARCHS = "8.0 9.0 10.0 12.0"
 WINDOWS = sys.platform == "win32"
 LIBRARY = "libreparam_fused.dll" if WINDOWS else "libreparam_fused.so"

@@ -172,9 +172,10 @@ def test_nothing_is_computed_before_it_is_asked_for(device: torch.device) -> Non
             return func(*args, **(kwargs or {}))
 
     loc, log_var = parameters(4, device=device)
+    key = KEY.to(device)
     with Spy():
         normal = Normal(loc, log_var=log_var, validate_args=False)
-        normal.rsample(key=KEY.to(device))
+        normal.rsample(key=key)
         assert [op for op in seen if "detach" not in op] == [
             "reparam_fused.sample_from_key.default"
         ]

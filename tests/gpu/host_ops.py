@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 # shape, strides and dtype of what they give are those that they have on the meta device.
 OPERATIONS = """
     abs acos add addbmm addcdiv addcmul addmm all amax amin aminmax any arange argmax argmin asin
-    atan atan2 baddbmm binary_cross_entropy binary_cross_entropy_backward bitwise_and
+    atan atan2 atanh baddbmm binary_cross_entropy binary_cross_entropy_backward bitwise_and
     bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm cat ceil clamp
     clamp_max clamp_min cos cumsum digamma div dot elu elu_backward eq erf erfinv exp expm1 eye fill
     flip floor floor_divide fmod gather ge gelu gelu_backward gt index index_add index_copy
     index_fill index_put index_select isfinite isinf isnan isneginf isposinf le lerp lgamma
     linalg_vector_norm linspace log log1p log2 log_sigmoid_backward log_sigmoid_forward logaddexp
-    logical_and logical_not logical_or logical_xor logsumexp lshift lt masked_fill masked_scatter
-    max maximum
+    logspace logical_and logical_not logical_or logical_xor logsumexp lshift lt masked_fill
+    masked_scatter max maximum
     mean min minimum mm mse_loss mse_loss_backward mul mv native_batch_norm native_layer_norm
     native_layer_norm_backward ne neg nextafter norm ones_like pow prod range reciprocal relu
     remainder repeat round rsqrt rsub scatter scatter_add sgn sigmoid sigmoid_backward sign signbit
