@@ -133,7 +133,8 @@ def more_than_2_31_elements(device: torch.device, n: int = 2**31 + 2**20) -> str
     for op, dense in itertools.product(("sample_from_key", "sample_backward"), layouts):
         rows = row.to(device).repeat(repeats) if dense else row.to(device).expand(repeats, -1)
         flat = getattr(_ops, op)(rows, rows, key.to(device)).flatten()
-        for start in (0, n // 2, n - 4099):
+        # About what 30 and 31 bits count, and the end
+        for start in (0, min(2**30 - 2048, n // 2), min(2**31 - 2048, n - 4099), n - 4099):
             x = row[torch.arange(start, start + 4099) % len(row)]
             expected = getattr(reference, op)(x, x, key, "log_var", (n,), (start,))
             what = f"{op} of {tuple(rows.shape)} from {start}"
