@@ -129,6 +129,7 @@ class Call {
     if (x.dtype != dtype) x = View((x_cast_ = cast(x, dtype)).get());
     if (scale.dtype != dtype) scale = View((scale_cast_ = cast(scale, dtype)).get());
     operands_ = {x, scale};
+    options_.on_cpu = x.device_type == aoti_torch_device_type_cpu();
     dims_.place(x.shape, scale.tensor == x.tensor ? nullptr : &scale.shape, &options_);
     allocate();
   }
@@ -142,8 +143,7 @@ class Call {
   Call(const Call&) = delete;
 
   DType dtype() const { return dtype_; }
-  // Of one sample; and of all
-  int64_t numel() const { return numel_; }
+  int64_t numel() const { return numel_; }  // that a kernel goes over, for each sample
   int64_t draws() const { return numel_ * problem_.samples; }
   const Problem& problem() const { return problem_; }
   const Owned& out(int i = 0) const { return out_[i]; }

@@ -104,11 +104,6 @@ def _of_samples(samples: int) -> Call:
     return SAMPLE["std"]._replace(samples=samples)
 
 
-# A thread takes the samples of its elements one after the other: where there are few elements and
-# many more samples, elements that are expanded keep all threads busy.
-_MOST_TURNS = 4
-
-
 def _normal(owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def rsample(self: torch.distributions.Normal, sample_shape: _size = ()) -> Tensor:
@@ -117,17 +112,7 @@ def _normal(owner: type, original: Method) -> Method:
             return original(self, sample_shape)  # type: ignore[no-any-return]
         call = SAMPLE["std"]
         if len(sample_shape) > 0:
-            samples = math.prod(sample_shape)
-            if (
-                isinstance(loc, Tensor)
-                and isinstance(scale, Tensor)
-                and not torch.compiler.is_compiling()
-                and samples > _MOST_TURNS * loc.numel()
-            ):
-                shape = self._extended_shape(sample_shape)
-                loc, scale, sample_shape = loc.expand(shape), scale.expand(shape), ()
-            else:
-                call = _of_samples(samples)
+            call = _of_samples(math.prod(sample_shape))
         if call.samples is None or _one_dtype(loc, scale):
             z = _plain_call(call, loc, scale)
             if z is not None:

@@ -119,8 +119,8 @@ def fused_reparameterize(
         min_std (float): what is added to sigma; at least 0. Default: 0.
         sample_shape (sequence of ints): so many samples of each element, as in
             ``torch.distributions``: the result has this shape before that of one sample, and the
-            noise of a tensor of that whole shape. mu and the scale are read once, and the
-            backward sums over the samples in registers, from the first on: neither holds copies.
+            noise of a tensor of that whole shape. The backward sums over the samples in
+            registers, from the first on: neither it nor the forward holds copies.
             Default: ``()``, one sample.
         key (Tensor, optional): uint64 key from :func:`reparam_fused.key`, or the same bits as
             int64, of shape ``(2,)``, or ``(*batch, 2)`` to give each slice of the leading

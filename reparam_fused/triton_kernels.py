@@ -853,8 +853,10 @@ def plan(
     global_offset: Sequence[int] | None = None,
     bounds: Sequence[float] | None = None,
     position: Position | None = None,
+    samples: bool = False,
 ) -> Plan:
-    """How to compute an op of tensors of one dtype and shape, which is not empty.
+    """How to compute an op of tensors of one dtype and shape, which is not empty; of samples whose
+    dimension is one like others.
 
     Without a key the op is one without noise; with the position of a generator, the key is
     written and not read. What noise is given as operands is not read.
@@ -871,7 +873,8 @@ def plan(
     constants = _constants(op, form, out.device, position)
     numbers, constants["BOUNDED"] = _numbers_of(bounds, out.dtype, op, form)
     state = (*_state(position), *numbers)
-    places = _Places.of(tensors, *_numbering(key, out.shape, global_shape, global_offset))
+    numbering = _numbering(key, out.shape, global_shape, global_offset, samples)
+    places = _Places.of(tensors, *numbering)
     if places.are_whole(tensors, per_counter):
         block = _BLOCK_BYTES // out.element_size()
         programs, full = -(-numel // block), numel // block
@@ -1033,17 +1036,19 @@ def _launch(
     key = None if key is None else _checked(key, x.device)
     if out.numel() == 0:
         return out
-    shape = out.shape if samples is None else out.shape[1:]
+    # As csrc/layout.h says: of few elements a GPU takes many samples faster side by side.
+    in_turn = samples is not None and (samples <= 16 or out.numel() // samples >= 2**16)
+    shape = out.shape[1:] if in_turn else out.shape
     x, scale = (t.to(out.dtype).expand(shape) for t in (x, scale))
     options: dict[str, Any] = {
         "form": form, "global_shape": global_shape, "global_offset": global_offset,
         "bounds": bounds, "position": position,
     }  # fmt: skip
-    if samples is None:
-        launch = plan(x, scale, key, out, op=op, **options)
-    else:
+    if in_turn:
         assert key is not None
         launch = samples_plan(x, scale, key, out, **options)
+    else:
+        launch = plan(x, scale, key, out, op=op, samples=samples is not None, **options)
     _run(launch, out.device)
     return out
 
@@ -1106,7 +1111,7 @@ def samples_backward(
     bounds: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The sums over samples of grad_z, and of its products with eps as a gradient of the scale."""
-    one = grad_z.new_empty_strided(grad_z.shape[1:], grad_z.stride()[1:])
+    one = grad_z[0] if grad_z.size(0) > 0 else grad_z.new_empty(grad_z.shape[1:])
     scale = one if scale is None else scale
     grad_mu, grad_scale = _output(one, scale), _output(one, scale)
     key = _checked(key, grad_z.device)

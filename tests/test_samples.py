@@ -75,6 +75,26 @@ def test_bits_are_those_of_the_reference(
                 assert_same_bits(ours, theirs)
 
 
+@pytest.mark.parametrize("keys", ["one", "rows", "samples"])
+@pytest.mark.parametrize("samples", [16, 17, 40])
+def test_many_samples_of_few_elements(samples: int, keys: str, device: torch.device) -> None:
+    """Side by side or in turn, with the same bits, as each sample alone has them."""
+    mu, log_var = inputs(3, 5)
+    key = {
+        "one": KEY,
+        "rows": reparam_fused.split(KEY, 3)[None],
+        "samples": reparam_fused.split(KEY, samples),
+    }[keys]
+    options = (None, (-1.0, 1.5, 0.125))
+    expected = reference.sample_from_key(mu, log_var, key, "rho", None, *options, samples)
+    given = mu.to(device), log_var.to(device), key.to(device)
+    assert_same_bits(_ops.sample_from_key(*given, "rho", None, *options, samples), expected)
+    # and drawn: by the key of the generator, in the kernel
+    z, drawn = _ops.sample(*given[:2], None, "rho", options[1], samples)
+    of_key = reference.sample_from_key(mu, log_var, drawn.cpu(), "rho", None, *options, samples)
+    assert_same_bits(z, of_key)
+
+
 def test_gradients_are_summed_from_the_first_sample_on(device: torch.device) -> None:
     """In float32: of 2^24, 1 and -2^24 nothing is left in this order, and in another 1."""
     mu = torch.zeros(8, device=device, requires_grad=True)
