@@ -85,7 +85,8 @@ FORMS = {
             "rho",
             sigma=lambda rho: reference.softplus(rho),
             chain=lambda grad_sigma, rho: grad_sigma * reference.sigmoid(rho),
-            std=lambda rho: torch.logaddexp(rho, torch.zeros_like(rho)),
+            # Above the threshold torch takes rho itself, which in float64 is right from here on.
+            std=lambda rho: torch.nn.functional.softplus(rho, threshold=37.0),
             slope=torch.sigmoid,
             ratio=lambda rho: torch.sigmoid(-rho),
             log_var=0.0,

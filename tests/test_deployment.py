@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ class Encoder(torch.nn.Module):
         return fused_reparameterize(mu, log_var), fused_kl_divergence(mu, log_var)
 
 
+class ByRho(torch.nn.Module):
+    """A further form of the scale, within bounds, and several samples."""
+
+    def forward(self, mu: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
+        options: dict[str, Any] = {"rho": rho, "clamp": (-1.0, None), "min_std": 0.1}
+        z = fused_reparameterize(mu, **options, sample_shape=(2,))
+        return z, fused_kl_divergence(mu, **options)
+
+
 class Keyed(torch.nn.Module):
     """With a key in a buffer, as int64, which all of torch knows."""
 
@@ -45,19 +55,28 @@ class Keyed(torch.nn.Module):
         return self.scale * fused_reparameterize(mu, log_var, key=self.key)
 
 
-def assert_a_program_of_torch(call: Any, mu: Tensor, log_var: Tensor) -> None:
+SIGMA: dict[type[torch.nn.Module], Callable[[Tensor], Tensor]] = {
+    Encoder: lambda log_var: torch.exp(0.5 * log_var),
+    ByRho: lambda rho: rho.clamp(-1.0).exp().log1p() + 0.1,
+}
+
+
+def assert_a_program_of_torch(
+    call: Any, mu: Tensor, scale: Tensor, module: type[torch.nn.Module] = Encoder
+) -> None:
     """It draws fresh noise of the right size, and computes the divergence."""
-    first, second = call(mu, log_var), call(mu, log_var)
+    first, second = call(mu, scale), call(mu, scale)
     for z, kl in (first, second):
-        torch.testing.assert_close(kl, fused_kl_divergence(mu, log_var))
-        noise = (z - mu) / torch.exp(0.5 * log_var)
+        torch.testing.assert_close(kl, module()(mu, scale)[1])
+        noise = (z - mu) / SIGMA[module](scale)
         assert abs(noise.mean()) < 0.1
         assert abs(noise.std() - 1) < 0.1
     assert (first[0] != second[0]).all()
 
 
+@pytest.mark.parametrize("module", SIGMA)
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-def test_onnx(dynamo: bool, tmp_path: Path) -> None:
+def test_onnx(dynamo: bool, module: type[torch.nn.Module], tmp_path: Path) -> None:
     """By either exporter the call is the line that it replaces, in ONNX's own operators."""
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -65,14 +84,14 @@ def test_onnx(dynamo: bool, tmp_path: Path) -> None:
     path = str(tmp_path / "encoder.onnx")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(Encoder(), (mu, log_var), path, dynamo=dynamo, input_names=["mu", "lv"])
+        torch.onnx.export(module(), (mu, log_var), path, dynamo=dynamo, input_names=["mu", "lv"])
     session = onnxruntime.InferenceSession(path)
 
     def call(*operands: Tensor) -> list[Tensor]:
         given = dict(zip(["mu", "lv"], (t.numpy() for t in operands), strict=True))
         return [torch.from_numpy(t) for t in session.run(None, given)]
 
-    assert_a_program_of_torch(call, mu, log_var)
+    assert_a_program_of_torch(call, mu, log_var, module)
 
 
 @pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
