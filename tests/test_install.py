@@ -87,16 +87,16 @@ def test_an_nvcc_that_fails_fails_the_install(tmp_path: Path) -> None:
     source, target = copy_sources(tmp_path / "source"), tmp_path / "site"
     script(
         tmp_path / "cuda" / "bin" / "nvcc",
-        'case "$1" in --list-gpu-arch) echo compute_75; echo compute_89; echo compute_90;;'
+        'case "$1" in --list-gpu-arch) echo compute_75; echo compute_80; echo compute_90;;'
         ' *) echo "cannot compile $*"; exit 1;; esac',
     )
     said = install(source, target, tmp_path / "bin", CXX="none", CUDA_HOME=str(tmp_path / "cuda"))
     assert not said.startswith("0\n"), said
     (command,) = re.findall(r"^ *cannot compile (.*)$", said, re.M)
     assert re.findall(r"arch=\S+", command) == [
-        "arch=compute_89,code=sm_89",
+        "arch=compute_80,code=sm_80",
         "arch=compute_90,code=sm_90",
-        "arch=compute_89,code=compute_89",
+        "arch=compute_80,code=compute_80",
     ]
     assert not target.exists()
 
