@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -271,14 +271,18 @@ def softplus(rho: Tensor) -> Tensor:
     return fma(t, _polynomial(t, LOG1P), rho.clamp(min=0.0))
 
 
+def _minus_inverse_of_sum(t: Tensor) -> Tensor:
+    """-1 / (1 + t) of t in [0, 1]; the bits of csrc in float32."""
+    if t.dtype == torch.float64:
+        return -1.0 / (1.0 + t)
+    r = _polynomial(t, RECIPROCAL)  # and a step of Newton's
+    return fma(fma(t, r, r + 1.0), r, r)
+
+
 def sigmoid(rho: Tensor) -> Tensor:
     """1 / (1 + e^-rho), the derivative of softplus; the bits of csrc in float32."""
     t = sigma(-rho.abs(), unit=2.0)
-    of_sign = torch.where(rho >= 0, 1.0, t)
-    if rho.dtype == torch.float64:
-        return of_sign / (1.0 + t)
-    r = _polynomial(t, RECIPROCAL)  # -1 / (1 + t), and a step of Newton's
-    return (of_sign * fma(fma(t, r, r + 1.0), r, r)).abs()
+    return (torch.where(rho >= 0, 1.0, t) * _minus_inverse_of_sum(t)).abs()
 
 
 def _as_output(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -412,6 +416,15 @@ def half_expm1(x: Tensor) -> Tensor:
     return fma(scale, fma(square, r, f), scale - 0.125) * 4.0
 
 
+def _log_parts(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """f, r and rest of ln s = rest + f - f^2 r, in float32."""
+    # Denormals, whose exponent does not say where they are, are made normal first.
+    small = s <= 2.0**-126
+    shift = torch.where(small, torch.where(s == 0, -math.inf, -LN_2_TO_24), 0.0)
+    exponent, f = _split(torch.where(small, s * 2.0**24, s))
+    return f, _polynomial(f, LOG_TERM), fma(exponent, LN2_IN_PLACE, shift)
+
+
 def half_excess_of_sigma(s: Tensor) -> Tensor:
     """(s^2 - 1 - ln s^2) / 2 of a std; the bits of csrc in float32."""
     std = s.abs()
@@ -421,13 +434,8 @@ def half_excess_of_sigma(s: Tensor) -> Tensor:
         finite = torch.where(log_var == math.inf, 0.0, log_var)
         far = 0.5 * a * a + (a - 0.5 * finite)
         return torch.where(log_var.abs() < 1, _half_excess_double(log_var), far)
-    # Denormals, whose exponent does not say where they are, are made normal first.
-    small = std <= 2.0**-126
-    shift = torch.where(small, torch.where(std == 0, -math.inf, -LN_2_TO_24), 0.0)
-    exponent, f = _split(torch.where(small, std * 2.0**24, std))
-    log_rest = fma(exponent, LN2_IN_PLACE, shift)
-    sum = fma(f * f, _polynomial(f, LOG_TERM), a - f - log_rest)
-    return fma(a * 0.5, a, sum)
+    f, r, log_rest = _log_parts(std)
+    return fma(a * 0.5, a, fma(f * f, r, a - f - log_rest))
 
 
 def half_excess_slope(s: Tensor) -> Tensor:
@@ -467,3 +475,292 @@ def kl_divergence_backward(
         slope = half_excess_slope(_sigma(form, bounds, scale))
         result = _forms.FORMS[form].chain(grad * slope, clamped)
     return out.copy_(_by_scale(bounds, scale, result))
+
+
+# What an element adds to the sum of its row beside its sample: csrc/common/terms.h
+
+
+def _fma(a: Tensor, b: Tensor | float, c: Tensor) -> Tensor:
+    return fma(a, b, c) if c.dtype == torch.float32 else a * b + c
+
+
+def log_sigma(sigma: Tensor) -> Tensor:
+    """ln |sigma|; the bits of csrc in float32."""
+    std = sigma.abs()
+    if std.dtype == torch.float64:
+        return std.log()
+    f, r, rest = _log_parts(std)
+    # NaN and infinity have no exponent.
+    return torch.where(std.isfinite(), fma(f * -f, r, f) + rest, std)
+
+
+def half_excess_of_ratio(s: Tensor, over: Tensor) -> Tensor:
+    """(s^2 - 1 - ln s^2) / 2 of a ratio of stds and its distance from 1; the bits of csrc."""
+    if s.dtype == torch.float64:
+        near = _half_excess_double(2.0 * torch.log1p(over))
+        log = torch.where(s == math.inf, 0.0, s.log())  # or inf - inf would be NaN
+        far = 0.5 * over * over + (over - log)
+        return torch.where(over.abs() < 0.25, near, far)
+    f, r, rest = _log_parts(s)
+    f = torch.where(rest == 0, over, f)
+    return fma(over * 0.5, over, fma(f * f, r, over - f - rest))
+
+
+class TanhParts(NamedTuple):
+    """t = e^-2|z|, -1 / (1 + t) and tanh z"""
+
+    t: Tensor
+    inverse: Tensor
+    tanh: Tensor
+
+
+def tanh_parts(z: Tensor) -> TanhParts:
+    """The bits of csrc in float32."""
+    x = z.abs() * -2.0
+    t = sigma(x, unit=2.0)
+    inverse = _minus_inverse_of_sum(t)
+    half = half_expm1(x) * inverse
+    return TanhParts(t, inverse, torch.where(z >= 0, half + half, -(half + half)))
+
+
+LOG_2 = float.fromhex("0x1.62e430p-1")
+HALF_LOG_2_PI = float.fromhex("0x1.d67f1cp-1")
+
+
+def _tanh_log_prob(z: Tensor, log_prob: Tensor) -> Tensor:
+    """The log-density of tanh z, from that of z."""
+    t = tanh_parts(z).t
+    if z.dtype == torch.float64:
+        return log_prob - 2 * (math.log(2) - z.abs() - torch.log1p(t))
+    log = fma(-t, _polynomial(t, LOG1P), LOG_2 - z.abs())
+    return fma(log, -2.0, log_prob)
+
+
+def _tanh_backward(grad: Tensor, z: Tensor, grad_log_prob: Tensor) -> Tensor:
+    """The gradient of z from those of tanh z and of its log-density."""
+    parts = tanh_parts(z)
+    slope = parts.t * 4.0 * parts.inverse * parts.inverse
+    return _fma(grad, slope, (parts.tanh + parts.tanh) * grad_log_prob)
+
+
+def _half_log_2_pi(dtype: torch.dtype) -> float:
+    return 0.5 * math.log(2 * math.pi) if dtype == torch.float64 else HALF_LOG_2_PI
+
+
+class Ratio(NamedTuple):
+    """How N(mu, sigma) and a prior differ, and the gradients of their divergence."""
+
+    term: Tensor
+    by_mu: Tensor
+    by_scale: Tensor
+    by_prior: Tensor
+
+
+def _ratio_by_log_var(
+    mu: Tensor, log_var: Tensor, loc: Tensor, prior: Tensor, grad: Tensor
+) -> Ratio:
+    inverse = sigma(0.0 - prior)
+    distance, log = (mu - loc) * inverse, log_var - prior
+    slope = half_expm1(log)
+    square = distance * -0.5 * distance - slope
+    return Ratio(
+        _fma(distance * 0.5, distance, half_excess(log)),
+        grad * distance * inverse,
+        grad * slope,
+        grad * square,
+    )
+
+
+def _ratio_by_sigma(mu: Tensor, s: Tensor, loc: Tensor, prior: Tensor, grad: Tensor) -> Ratio:
+    t = prior.abs()
+    distance, ratio, over = (mu - loc) / t, s.abs() / t, (s.abs() - t) / t
+    square = over * (over + 2.0)
+    return Ratio(
+        _fma(distance * 0.5, distance, half_excess_of_ratio(ratio, over)),
+        grad * distance / t,
+        grad * square / s,
+        grad * (0.0 - _fma(distance, distance, square)) / prior,
+    )
+
+
+def _chunk_sums(terms: Tensor, per_vector: int) -> Tensor:
+    """Of (..., n) terms the sums of their chunks, (..., chunks), in the order of the contract."""
+    lanes = 128 * per_vector
+    chunks = max(-(-terms.size(-1) // (4 * lanes)), 1)
+    missing = chunks * 4 * lanes - terms.size(-1)
+    x = torch.nn.functional.pad(terms, (0, missing)).unflatten(-1, (chunks, 4, lanes))
+    acc = ((x[..., 0, :] + x[..., 1, :]) + x[..., 2, :]) + x[..., 3, :]
+    # Halves over the elements of a vector, over the lanes of a warp, over warps
+    parts: Tensor = acc.unflatten(-1, (4, 32, per_vector))
+    for _ in range(3):
+        while parts.size(-1) > 1:
+            half = parts.size(-1) // 2
+            parts = parts[..., :half] + parts[..., half:]
+        parts = parts.squeeze(-1)
+    return parts
+
+
+def sum_rows(terms: Tensor, per_vector: int) -> Tensor:
+    """The sums over the last dimension, in the one order that the contract has for them.
+
+    ``per_vector`` is how many elements of the inputs 16 bytes hold. The sum of a row is that of
+    the sums of its chunks of 512 vectors; a chunk is summed by strides of 128 vectors first, then
+    by halves. Not even a sum of one term is -0.
+    """
+    while True:
+        terms = _chunk_sums(terms, per_vector)
+        if terms.size(-1) == 1:
+            return terms.squeeze(-1) + 0.0
+        per_vector = 2 if terms.dtype == torch.float64 else 4
+
+
+class _Head:
+    """The operands of a head in the arithmetic dtype and the shape of the sample."""
+
+    def __init__(
+        self,
+        mu: Tensor,
+        scale: Tensor,
+        key: Tensor | None,
+        loc: Tensor | None,
+        prior: Tensor | None,
+        summed: int,
+        form: str,
+        prior_form: str,
+        global_shape: Sequence[int] | None,
+        global_offset: Sequence[int] | None,
+        bounds: Bounds | None,
+        prior_bounds: Bounds | None,
+        samples: int | None,
+    ) -> None:
+        self.form, self.prior_form = form, prior_form
+        self.bounds, self.prior_bounds = bounds, prior_bounds
+        self.mu, self.scale, self.out = _as_output(mu, scale)
+        dtype = self.scale.dtype
+        self.loc = None if loc is None else loc.to(dtype).expand(self.out.shape)
+        self.prior = None if prior is None else prior.to(dtype).expand(self.out.shape)
+        shape = self.out.shape if samples is None else torch.Size((samples, *self.out.shape))
+        self.out = torch.empty(shape, dtype=self.out.dtype, device=mu.device)
+        self.eps = self.std = None
+        if key is not None:
+            self.eps = normals(
+                key, shape, self.out.dtype, global_shape, global_offset, samples is not None
+            )
+            self.std = _sigma(form, bounds, self.scale)
+            self.z = _fma(self.std.expand(shape), self.eps, self.mu.expand(shape))
+        self.rows = shape[: len(shape) - summed]
+        self.per_vector = 16 // self.out.element_size()
+        # Both scales as log_var, if that is what they are; else as sigma.
+        forms = [(form, bounds)] + ([] if prior is None else [(prior_form, prior_bounds)])
+        self.by_log_var = all(_logarithmic(*given) for given in forms)
+        self.spread = self._spread(form, bounds, self.scale)
+        if self.prior is not None:
+            self.prior_spread = self._spread(prior_form, prior_bounds, self.prior)
+
+    def _spread(self, form: str, bounds: Bounds | None, scale: Tensor) -> Tensor:
+        if self.by_log_var:
+            return _within(bounds, scale) * _forms.FORMS[form].log_var
+        return _sigma(form, bounds, scale)
+
+    def from_spread(self, form: str, bounds: Bounds | None, grad: Tensor, scale: Tensor) -> Tensor:
+        if self.by_log_var:
+            return _by_scale(bounds, scale, grad * _forms.FORMS[form].log_var)
+        return _chain(form, bounds, grad, scale)
+
+    def ratio(self, grad: Tensor) -> Ratio:
+        assert self.loc is not None
+        make = _ratio_by_log_var if self.by_log_var else _ratio_by_sigma
+        return make(self.mu, self.spread, self.loc, self.prior_spread, grad)
+
+
+def head(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor | None,
+    loc: Tensor | None,
+    prior: Tensor | None,
+    term: str,
+    summed: int,
+    *options: Any,
+) -> tuple[Tensor, Tensor]:
+    """The sample and the sums of its terms over the last `summed` dimensions."""
+    h = _Head(mu, scale, key, loc, prior, summed, *_all_options(*options))
+    z = mu.new_empty(0, dtype=h.out.dtype)
+    if term == "kl_divergence":
+        if h.loc is not None:
+            terms = h.ratio(torch.ones_like(h.scale)).term
+        else:
+            excess = half_excess(h.spread) if h.by_log_var else half_excess_of_sigma(h.spread)
+            terms = _fma(h.mu * 0.5, h.mu, excess)
+    else:
+        assert h.eps is not None
+        log = h.spread * 0.5 if h.by_log_var else log_sigma(h.spread)
+        terms = _fma(h.eps * -0.5, h.eps, -_half_log_2_pi(h.eps.dtype) - log)
+    if h.eps is not None:
+        value = h.z
+        if term == "tanh_log_prob":
+            terms, value = _tanh_log_prob(value, terms), tanh_parts(value).tanh
+        z = h.out.copy_(value)
+    terms = terms.expand(h.out.shape).reshape(*h.rows, math.prod(h.out.shape[len(h.rows) :]))
+    return z, sum_rows(terms, h.per_vector).contiguous()
+
+
+def head_backward(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor | None,
+    loc: Tensor | None,
+    prior: Tensor | None,
+    grad_z: Tensor | None,
+    grad_total: Tensor,
+    term: str,
+    summed: int,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of mu, scale, loc and prior, each of the shape of the sample: that of mu in a
+    log_prob, which is grad_z, and those of no prior are empty."""
+    h = _Head(mu, scale, key, loc, prior, summed, *_all_options(*options))
+    shape = h.out.shape
+    grad = grad_total.reshape((*h.rows, *[1] * summed)).expand(shape).to(h.scale.dtype)
+    empty = mu.new_empty(0, dtype=h.out.dtype)
+    by_mu = by_scale = by_loc = by_prior = None
+    dz = None if grad_z is None else grad_z.to(h.scale.dtype).expand(shape)
+    scale_, spread = h.scale.expand(shape), h.spread.expand(shape)
+    if term == "kl_divergence":
+        if h.loc is not None and h.prior is not None:
+            ratio = h.ratio(grad)
+            by_mu, by_loc, by_spread = ratio.by_mu, 0.0 - ratio.by_mu, ratio.by_scale
+            by_prior = h.from_spread(h.prior_form, h.prior_bounds, ratio.by_prior, h.prior)
+            if dz is not None:
+                by_mu = dz + by_mu
+        else:
+            by_mu = _fma(grad, h.mu, torch.zeros_like(grad) if dz is None else dz)
+            slope = half_expm1(h.spread) if h.by_log_var else half_excess_slope(h.spread)
+            by_spread = grad * slope
+    else:
+        by_spread = (0.0 - grad) * 0.5 if h.by_log_var else (0.0 - grad) / spread
+        if term == "tanh_log_prob":
+            assert dz is not None
+            dz = _tanh_backward(dz, h.z, grad)
+            by_mu = dz
+    by_scale = h.from_spread(h.form, h.bounds, by_spread, scale_)
+    if h.eps is not None:
+        assert dz is not None
+        by_scale = _chain(h.form, h.bounds, dz * h.eps, scale_) + by_scale
+    by_mu, by_scale, by_loc, by_prior = (
+        empty.clone() if g is None else torch.empty_like(h.out).copy_(g)
+        for g in (by_mu, by_scale, by_loc, by_prior)
+    )
+    return by_mu, by_scale, by_loc, by_prior
+
+
+def _all_options(
+    form: str = "log_var",
+    prior_form: str = "std",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Bounds | None = None,
+    prior_bounds: Bounds | None = None,
+    samples: int | None = None,
+) -> tuple[Any, ...]:
+    return form, prior_form, global_shape, global_offset, bounds, prior_bounds, samples

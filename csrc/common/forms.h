@@ -16,6 +16,11 @@ constexpr const char* form_name(Form form) { return Forms::kNames[form]; }
 // Whether sample_backward reads the scale.
 constexpr bool form_backward_reads(Form form) { return Forms::kBackwardReads[form]; }
 
+// Whether sigma is nothing but a power of e
+constexpr bool form_is_log_var(Form form, const Bounds* bounds) {
+  return Forms::kLogVars[form] != 0 && (bounds == nullptr || bounds->min_std == 0);
+}
+
 // The form of this name, or -1.
 inline Form form_id(const char* name, size_t length) {
   for (Form form = 0; form < form_count(); ++form) {

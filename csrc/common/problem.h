@@ -15,8 +15,13 @@ enum Op {
   kKlDivergence,
   kKlDivergenceBackward,
   kSamplesBackward,
+  kHead,
+  kHeadBackward,
   kOps
 };
+
+// What a head adds up beside the sample
+enum Term { kKlTerm, kLogProbTerm, kTanhLogProbTerm, kTerms };
 
 // What the scale is given as: the place of its form in the list of reparam.h.
 using Form = int;
@@ -36,7 +41,7 @@ struct Unbounded {
   static constexpr bool kBounded = false;
 };
 
-constexpr int kMaxOperands = 4, kMaxResults = 4;
+constexpr int kMaxOperands = 5, kMaxResults = 4;
 
 // One call, as the kernels see it: operands and results, all of one dtype and of one broadcast
 // shape. What differs from element to element has a stride for each dimension: where the operands
@@ -69,7 +74,28 @@ struct Problem {
   // the keys. The dimensions above are those of one sample.
   int64_t samples;
   int64_t sample_stride, sample_index_stride, sample_key_stride;
+
+  // Of a head, whose operands are mu, the scale, loc and the scale of the prior, and the gradient
+  // of z; null for those that there are not: without keys there is no sample, and no z. Its results
+  // are z, or the gradients of the first four, of which a log_prob has none of mu.
+  Term term;
+  Form prior_form;
+  const Bounds* prior_bounds;  // null: none
+  // How many elements after each other are summed, and the sums of the rows or their gradients,
+  // one after the other: float, or double of doubles.
+  int64_t row;
+  void* totals;
+  const void* grad_totals;
+  // Whether the terms take both scales as log_var, and not as sigma
+  bool by_log_var;
 };
+
+// What fits into a vector of 16 bytes, of so many bytes each. A row is summed by chunks of 512
+// vectors, and what there are of chunks by the same rule as rows of 4 a vector, of doubles 2:
+// first by strides of 128 vectors, (x0 + x1) + x2 + x3, then by halves (v[i] + v[i + half]) over
+// the elements of a vector, over 32 vectors and over 4 of those. What is missing is +0, and so is
+// the sum where it would be -0.
+constexpr int64_t kSumStride = 128, kSumTerms = 4;
 
 // Keys of n keys: of each the child that its number of data names, or, without data, `count`
 // from `first` on, one key after the other and then the next child of all. Strides in words.

@@ -71,6 +71,7 @@ struct FormList {
   static constexpr int kSize = sizeof...(F);
   static constexpr const char* kNames[] = {F::kName...};
   static constexpr bool kBackwardReads[] = {F::kBackwardReads...};
+  static constexpr float kLogVars[] = {F::kLogVar...};
 };
 
 // All there are: every kernel takes each of them. The place of a form in this list is its

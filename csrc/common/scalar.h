@@ -40,6 +40,7 @@ REPARAM_FUSED_INLINE T high_bound(T high) {
 //   to_tile_order      bring their normals where load_tile puts the elements
 //   halves             the halves of any kLanes words, in that order
 //   as_tile_of         brings what load_tile gave of fp32 to where it would put such elements
+//   as_row_of          and back, to where store_tile of fp32 takes them from
 struct Scalar {
   using F = float;
   using D = double;
@@ -191,6 +192,8 @@ struct Scalar {
   static REPARAM_FUSED_INLINE void to_tile_order(R (&)[n]) {}
   template <class T, class R, int n>
   static REPARAM_FUSED_INLINE void as_tile_of(R (&)[n]) {}
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_row_of(R (&)[n]) {}
 };
 
 }  // namespace reparam_fused
