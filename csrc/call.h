@@ -90,8 +90,17 @@ Owned call_aten(const char* op, const char* overload, const View& t, Arguments..
   check(torch_call_dispatcher(op, overload, stack, TORCH_ABI_VERSION));
   return Owned(abi::to<AtenTensorHandle>(stack[0]));
 }
+inline void copy_into(const Owned& to, const View& t) {
+  AtenTensorHandle from;
+  check(aoti_torch_new_tensor_handle(t.tensor, &from));
+  call_aten("aten::copy_", "", View(to.get()), from, false);
+}
 inline Owned cast(const View& t, int32_t dtype) {
   return call_aten("aten::to", "dtype", t, dtype, false, false, std::nullopt);
+}
+
+inline Owned contiguous(const View& t) {
+  return call_aten("aten::contiguous", "", t, torch::headeronly::MemoryFormat::Contiguous);
 }
 
 // Of a key or of what is folded into one: 64 bits an element
@@ -116,12 +125,90 @@ Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, co
   return out;
 }
 
+// The tensors of a head beside mu, the scale and the key: in a backward the gradients too
+struct HeadTensors {
+  std::optional<View> loc, prior, grad_z, grad_totals;
+};
+
 // A call that has passed the checks, with its output. Owns what its Problem points to. Without a
 // key there is one slice.
 class Call {
  public:
   Call(View x, View scale, std::optional<View> key, const Options& options)
       : device_(x), key_(key), options_(options) {
+    place(x, scale);
+    allocate(kBoth, options_.summed ? 2 : 1);
+  }
+  // Of a head, whose results are z, or with a gradient of the sums the gradients
+  Call(View mu, View scale, std::optional<View> key, const HeadTensors& given,
+       const Options& options, bool draws = false)
+      : device_(mu), key_(key), options_(options) {
+    const bool backward = given.grad_totals.has_value(), divergence = options.head->term == kKlTerm;
+    if (given.loc.has_value() != given.prior.has_value() || (given.prior && !divergence) ||
+        (!key && !draws && !divergence) || (options.samples && divergence) ||
+        (backward && key.has_value() != given.grad_z.has_value())) {
+      refuse(
+          "expected loc and prior of a kl_divergence, or neither; a key and in a backward grad_z, "
+          "but of a kl_divergence perhaps neither; and samples of a log_prob alone");
+    }
+    place(mu, scale);
+    operands_ = {dense(operands_->first, kX), dense(operands_->second, kScale)};
+    for (const auto& [table, operand] : {std::pair(kLoc, given.loc), std::pair(kPrior, given.prior),
+                                         std::pair(kGrad, given.grad_z)}) {
+      if (!operand) continue;
+      if (operand->dtype != torch_dtype(dtype_) || !operand->on_device_of(mu)) {
+        refuse("expected tensors of one dtype on one device, got ", name_of_dtype(operand->dtype));
+      }
+      dims_.add_operand(table, operand->shape);
+      problem_.operands[table - kLoc + 2] = dense(*operand, table).data();
+    }
+    const Shape rows = dims_.sums(*options.head);
+    const int32_t dtype =
+        dtype_ == kDouble ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+    if (backward) {
+      const View& grad = *given.grad_totals;
+      if (grad.dtype != dtype || !grad.on_device_of(mu) || !same_sizes(grad.shape, rows)) {
+        refuse("expected the gradient of the sums to be ", name_of_dtype(dtype), " ", rows);
+      }
+      totals_ = contiguous(grad);
+      check(torch_get_const_data_ptr(totals_.get(), &problem_.grad_totals));
+    } else {
+      totals_ = empty(rows, dtype, device_);
+      check(torch_get_mutable_data_ptr(totals_.get(), &problem_.totals));
+    }
+    const bool has[] = {backward ? options.head->term != kLogProbTerm : key || draws, backward,
+                        backward && given.prior, backward && given.prior};
+    allocate(has, backward ? 4 : 1);
+    if (!backward && numel_ == 0) call_aten("aten::zero_", "", View(totals_.get()));
+  }
+  // Without operands
+  Call(View key, const Sizes& size, ScalarType dtype, const Options& options)
+      : device_(key), key_(key), options_(options) {
+    dtype_ = kernel_dtype(abi::to<int32_t>(abi::from(dtype)));
+    dims_.pack(shape_of(size));
+    allocate(kBoth, 1);
+  }
+  Call(const Call&) = delete;
+
+  const View& device() const { return device_; }
+  DType dtype() const { return dtype_; }
+  int64_t numel() const { return numel_; }  // that a kernel goes over, for each sample
+  int64_t draws() const { return numel_ * problem_.samples; }
+  const Problem& problem() const { return problem_; }
+  const Owned& out(int i = 0) const { return out_[i]; }
+  // One that there is not is empty.
+  Tensor take_out(int i = 0) {
+    const int64_t zero = 0, one = 1;
+    if (!out_[i]) out_[i] = empty({1, &zero, &one}, torch_dtype(dtype_), device_);
+    return Tensor(out_[i].release());
+  }
+  const Owned& totals() const { return totals_; }
+  Tensor take_totals() { return Tensor(totals_.release()); }
+  // In place of a key's tensor: two words that outlive the call
+  void use_key(const uint64_t* words) { problem_.keys = words; }
+
+ private:
+  void place(View x, View scale) {
     if (!x.on_device_of(scale)) refuse("expected tensors on one device, got two");
     dtype_ =
         promoted(kernel_dtype(x.dtype), x.shape.ndim, kernel_dtype(scale.dtype), scale.shape.ndim);
@@ -131,45 +218,40 @@ class Call {
     operands_ = {x, scale};
     options_.on_cpu = x.device_type == aoti_torch_device_type_cpu();
     dims_.place(x.shape, scale.tensor == x.tensor ? nullptr : &scale.shape, &options_);
-    allocate();
   }
-  // Without operands
-  Call(View key, const Sizes& size, ScalarType dtype, const Options& options)
-      : device_(key), key_(key), options_(options) {
-    dtype_ = kernel_dtype(abi::to<int32_t>(abi::from(dtype)));
-    dims_.pack(shape_of(size));
-    allocate();
+
+  // An operand of a head as the kernels of other devices than the CPU take it: dense, of the shape
+  // of the result, and from a whole vector on
+  View dense(const View& t, int table) {
+    constexpr uintptr_t kVectorBytes = 16;
+    const Shape whole = dims_.shape();
+    const bool fits = same_sizes(t.shape, whole) && is_row_major(t.shape) &&
+                      reinterpret_cast<uintptr_t>(t.data()) % kVectorBytes == 0;
+    if (options_.on_cpu || fits || dims_.numel() == 0) return t;
+    Owned& copy = dense_[table] = empty(whole, torch_dtype(dtype_), device_);
+    copy_into(copy, t);
+    std::copy_n(dims_.strides[kOut], dims_.ndim, dims_.strides[table]);
+    return View(copy.get());
   }
-  Call(const Call&) = delete;
 
-  DType dtype() const { return dtype_; }
-  int64_t numel() const { return numel_; }  // that a kernel goes over, for each sample
-  int64_t draws() const { return numel_ * problem_.samples; }
-  const Problem& problem() const { return problem_; }
-  const Owned& out(int i = 0) const { return out_[i]; }
-  Tensor take_out(int i = 0) { return Tensor(out_[i].release()); }
-  // In place of a key's tensor: two words that outlive the call
-  void use_key(const uint64_t* words) { problem_.keys = words; }
+  static constexpr bool kBoth[] = {true, true};
 
- private:
-  // Makes the output, and the problem where that is not empty.
-  void allocate() {
+  // Makes the outputs that there are, and the problem where that is not empty.
+  void allocate(const bool* has, int results) {
     const bool fits =
         !key_ || (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape));
     if (!fits) dims_.refuse_key(name_of_dtype(key_->dtype), key_->shape);
-    const int results = options_.summed ? 2 : 1;
+    const Shape result = dims_.result(options_);
     for (int i = 0; i < results; ++i) {
-      out_[i] = empty(dims_.result(options_), torch_dtype(dtype_), device_);
+      if (has[i]) out_[i] = empty(result, torch_dtype(dtype_), device_);
     }
     if (key_ && key_->shape.strides[key_->shape.ndim - 1] != 1) {
-      key_ = View((key_copy_ = call_aten("aten::contiguous", "", *key_,
-                                         torch::headeronly::MemoryFormat::Contiguous))
-                      .get());
+      key_ = View((key_copy_ = contiguous(*key_)).get());
     }
     numel_ = dims_.plan(key_ ? key_->shape : Shape{}, options_, &problem_);
     if (numel_ == 0) return;
     for (int i = 0; i < results; ++i) {
-      check(torch_get_mutable_data_ptr(out_[i].get(), &problem_.results[i]));
+      if (has[i]) check(torch_get_mutable_data_ptr(out_[i].get(), &problem_.results[i]));
     }
     if (key_) problem_.keys = static_cast<const uint64_t*>(key_->data());
     if (!operands_) return;
@@ -184,7 +266,7 @@ class Call {
   std::optional<View> key_;
   std::optional<std::pair<View, View>> operands_;
   Options options_;
-  Owned x_cast_, scale_cast_, key_copy_, out_[2];
+  Owned x_cast_, scale_cast_, key_copy_, dense_[kStrides], out_[kMaxResults], totals_;
   DType dtype_;
   int64_t numel_;
   Dimensions dims_;
@@ -235,6 +317,38 @@ struct Ops {
     return Device(x).run(op, Call(x, scale, std::nullopt, options));
   }
 
+  static Options head_options(Text term, int64_t summed, Text form, Text prior_form, Ints whole,
+                              Ints from, Numbers bounds, Numbers prior_bounds, Count samples) {
+    Options options = with_samples(options_of(form_of(form), bounds, whole, from), samples);
+    options.head = HeadOptions{term_of(term), summed, form_of(prior_form), bounds_of(prior_bounds)};
+    return options;
+  }
+  static std::optional<View> view(Maybe t) { return t ? std::optional<View>(*t) : std::nullopt; }
+
+  static std::tuple<Tensor, Tensor> head(Given mu, Given scale, Maybe key, Maybe loc, Maybe prior,
+                                         Text term, int64_t summed, Text form, Text prior_form,
+                                         Ints whole, Ints from, Numbers bounds,
+                                         Numbers prior_bounds, Count samples) {
+    const Device device(mu);
+    Call call(
+        mu, scale, view(key), HeadTensors{view(loc), view(prior), {}, {}},
+        head_options(term, summed, form, prior_form, whole, from, bounds, prior_bounds, samples));
+    Tensor z = device.run(kHead, std::move(call));
+    return {std::move(z), call.take_totals()};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> head_backward(
+      Given mu, Given scale, Maybe key, Maybe loc, Maybe prior, Maybe grad_z, Given grad_totals,
+      Text term, int64_t summed, Text form, Text prior_form, Ints whole, Ints from, Numbers bounds,
+      Numbers prior_bounds, Count samples) {
+    const Device device(mu);
+    Call call(
+        mu, scale, view(key), HeadTensors{view(loc), view(prior), view(grad_z), grad_totals},
+        head_options(term, summed, form, prior_form, whole, from, bounds, prior_bounds, samples));
+    Tensor grad_mu = device.run(kHeadBackward, std::move(call));
+    return {std::move(grad_mu), call.take_out(1), call.take_out(2), call.take_out(3)};
+  }
+
   static Tensor derive(Given keys, Maybe data, int64_t first, int64_t num) {
     const View numbers(data.value_or(keys)), *given = data ? &numbers : nullptr;
     const Device device(keys);
@@ -248,6 +362,8 @@ struct Ops {
     REPARAM_FUSED_ADD("sample_backward", sample_backward);
     REPARAM_FUSED_ADD("samples_backward", samples_backward);
     REPARAM_FUSED_ADD("noise", noise);
+    REPARAM_FUSED_ADD("head", head);
+    REPARAM_FUSED_ADD("head_backward", head_backward);
     REPARAM_FUSED_ADD("derive", derive);
     REPARAM_FUSED_ADD("kl_divergence", divergence<kKlDivergence>);
     REPARAM_FUSED_ADD("kl_divergence_backward", divergence<kKlDivergenceBackward>);

@@ -122,6 +122,12 @@ struct Children {
 
 // What the scale is given as, and where the output lies in a larger tensor, of whose
 // noise it takes its part: neither shape nor offset in a call of the whole.
+struct HeadOptions {
+  Term term;
+  int64_t summed;  // of the last dimensions
+  Form prior_form;
+  std::optional<Bounds> prior_bounds;
+};
 struct Options {
   Form form = kLogVar;
   std::optional<Bounds> bounds = {};
@@ -132,6 +138,7 @@ struct Options {
   std::optional<int64_t> samples = {};
   bool summed = false;
   bool on_cpu = false;
+  std::optional<HeadOptions> head = {};
 };
 
 inline Form form_of(const std::string& name) {
@@ -156,11 +163,15 @@ using Ints = const std::optional<Sizes>&;
 using Numbers = const std::optional<std::vector<double>>&;
 using Count = std::optional<int64_t>;
 
+inline std::optional<Bounds> bounds_of(Numbers bounds) {
+  if (!bounds) return std::nullopt;
+  if (bounds->size() != 3) refuse("expected bounds of 3 numbers, got ", bounds->size());
+  return Bounds{(*bounds)[0], (*bounds)[1], (*bounds)[2]};
+}
 inline Options options_of(Form form, Numbers bounds, Ints global_shape = {},
                           Ints global_offset = {}) {
   Options options{form};
-  if (bounds && bounds->size() != 3) refuse("expected bounds of 3 numbers, got ", bounds->size());
-  if (bounds) options.bounds = {(*bounds)[0], (*bounds)[1], (*bounds)[2]};
+  options.bounds = bounds_of(bounds);
   options.global_shape = shape_of(global_shape);
   options.global_offset = shape_of(global_offset);
   return options;
@@ -179,6 +190,14 @@ inline Options summed(Options options) {
   return options;
 }
 
+inline Term term_of(const std::string& name) {
+  constexpr const char* kNames[kTerms] = {"kl_divergence", "log_prob", "tanh_log_prob"};
+  for (int term = 0; term < kTerms; ++term) {
+    if (name == kNames[term]) return static_cast<Term>(term);
+  }
+  refuse("expected term to be kl_divergence or log_prob or tanh_log_prob, got ", name);
+}
+
 // As torch promotes: a tensor without dimensions gives way to one with them.
 inline DType promoted(DType x, int64_t x_ndim, DType scale, int64_t scale_ndim) {
   if (x == scale || (x_ndim > 0 && scale_ndim == 0)) return x;
@@ -187,8 +206,8 @@ inline DType promoted(DType x, int64_t x_ndim, DType scale, int64_t scale_ndim) 
 }
 
 // In each dimension of the output, how far its elements are from each other: as
-// operands, in the output, in the noise, and in the keys.
-enum { kX, kScale, kOut, kIndex, kKey, kStrides };
+// operands, in the output, in the noise, and in the keys; and of a head as further operands.
+enum { kX, kScale, kOut, kIndex, kKey, kLoc, kPrior, kGrad, kStrides };
 
 class Dimensions {
  public:
@@ -202,6 +221,29 @@ class Dimensions {
     return options.summed ? Shape{ndim - 1, sizes + 1, strides[kOut] + 1} : shape();
   }
 
+  // Of a head a further operand, which broadcasts to its result
+  void add_operand(int table, const Shape& given) {
+    bool fits = given.ndim <= ndim;
+    for (int64_t d = 0; fits && d < ndim; ++d) {
+      const int64_t i = d - ndim + given.ndim, n = i < 0 ? 1 : given.sizes[i];
+      fits = n == 1 || n == sizes[d];
+      strides[table][d] = i < 0 || n != sizes[d] ? 0 : given.strides[i];
+    }
+    if (!fits) refuse("expected a shape that broadcasts to ", shape(), ", got ", given);
+  }
+  // Its sums, of which each is of a row
+  Shape sums(const HeadOptions& head) {
+    if (head.summed < 0 || head.summed > ndim) {
+      refuse("expected summed to be 0 to ", ndim, ", got ", head.summed);
+    }
+    int64_t stride = 1;
+    for (int64_t d = ndim - head.summed - 1; d >= 0; --d) {
+      strides[kIndex][d] = stride;  // of which nothing is known yet
+      stride *= std::max<int64_t>(sizes[d], 1);
+    }
+    return {ndim - head.summed, sizes, strides[kIndex]};
+  }
+
   // Of a call with these operands; a scale that is not read is that of x.
   void place(Shape x, const Shape* scale, Options* options) {
     int64_t sample_stride = 0;
@@ -212,17 +254,34 @@ class Dimensions {
       x = {x.ndim - 1, x.sizes + 1, x.strides + 1};
     }
     broadcast(x, scale ? *scale : x);
-    lay_out(x, scale ? *scale : x);
+    options->head ? pack() : lay_out(x, scale ? *scale : x);
     if (options->samples) add_samples(*options->samples, sample_stride);
+    // Of operands that there are not
+    if (options->head) {
+      for (int k = kLoc; k < kStrides; ++k) std::copy_n(strides[kOut], ndim, strides[k]);
+    }
   }
 
   // The problem but for its memory, unless it is empty. Returns the elements of one sample, or of
   // all where they are a dimension like others.
   int64_t plan(const Shape& key, const Options& options, Problem* problem) {
-    if (!options.noise) sort_by_memory();
+    if (!options.noise && !options.head) sort_by_memory();
     problem->first_index = number(key, options);
     problem->samples = 1;
-    if (options.samples && goes_in_turn(options)) take_samples(problem, options.summed);
+    if (const auto& head = options.head) {
+      tables_ = kStrides;
+      problem->term = head->term;
+      problem->prior_form = head->prior_form;
+      problem->prior_bounds = head->prior_bounds ? &*head->prior_bounds : nullptr;
+      const bool has_prior = problem->operands[kPrior - kLoc + 2] != nullptr;
+      problem->by_log_var =
+          form_is_log_var(options.form, options.bounds ? &*options.bounds : nullptr) &&
+          (!has_prior || form_is_log_var(head->prior_form, problem->prior_bounds));
+      problem->row = 1;
+      for (int64_t d = ndim - head->summed; d < ndim; ++d) problem->row *= sizes[d];
+    } else if (options.samples && goes_in_turn(options)) {
+      take_samples(problem, options.summed);
+    }
     const int64_t numel = this->numel();
     if (numel == 0) return 0;
     merge();
@@ -297,7 +356,7 @@ class Dimensions {
     int64_t stride = 1;
     for (int64_t d = ndim - 1; d > 0; --d) {
       sizes[d] = sizes[d - 1];
-      for (auto& of : strides) of[d] = of[d - 1];
+      for (auto& of : tables()) of[d] = of[d - 1];
       stride *= std::max<int64_t>(sizes[d], 1);
     }
     sizes[0] = samples;
@@ -326,7 +385,7 @@ class Dimensions {
     --ndim;
     for (int64_t d = 0; d < ndim; ++d) {
       sizes[d] = sizes[d + 1];
-      for (auto& of : strides) of[d] = of[d + 1];
+      for (auto& of : tables()) of[d] = of[d + 1];
     }
   }
 
@@ -372,7 +431,7 @@ class Dimensions {
     for (int64_t i = 1; i < ndim; ++i) {
       for (int64_t d = i; d > 0 && strides[kOut][d - 1] < strides[kOut][d]; --d) {
         std::swap(sizes[d - 1], sizes[d]);
-        for (auto& stride : strides) std::swap(stride[d - 1], stride[d]);
+        for (auto& stride : tables()) std::swap(stride[d - 1], stride[d]);
       }
     }
   }
@@ -384,16 +443,16 @@ class Dimensions {
       const int64_t size = sizes[d];
       if (size == 1) continue;
       bool joined = merged > 0;
-      for (const auto& stride : strides) {
+      for (auto& stride : tables()) {
         joined = joined && stride[merged - 1] == stride[d] * size;
       }
       if (!joined) sizes[merged++] = 1;
       sizes[merged - 1] *= size;
-      for (auto& stride : strides) stride[merged - 1] = stride[d];
+      for (auto& stride : tables()) stride[merged - 1] = stride[d];
     }
     if (merged == 0) {
       sizes[0] = 1;
-      for (auto& stride : strides) stride[0] = 1;
+      for (auto& stride : tables()) stride[0] = 1;
       merged = 1;
     }
     ndim = merged;
@@ -410,6 +469,7 @@ class Dimensions {
     problem->sizes = sizes;
     problem->operand_strides[0] = strides[kX];
     problem->operand_strides[1] = strides[kScale];
+    for (int k = kLoc; k < tables_; ++k) problem->operand_strides[k - kLoc + 2] = strides[k];
     for (auto& result : problem->result_strides) result = strides[kOut];
     problem->index_strides = strides[kIndex];
     problem->key_strides = strides[kKey];
@@ -430,6 +490,17 @@ class Dimensions {
   }
 
  private:
+  // Those in use
+  struct Tables {
+    using Table = int64_t[kMaxRank];
+    Table* first;
+    int n;
+    Table* begin() const { return first; }
+    Table* end() const { return first + n; }
+  };
+  Tables tables() { return {strides, tables_}; }
+  int tables_ = kLoc;
+
   void check_rank() const {
     if (ndim > kMaxRank) refuse("expected at most ", kMaxRank, " dimensions, got ", ndim);
   }

@@ -22,7 +22,7 @@ OFFSETS = [0, 2**32 - 9, 2**64 - 9]
 def digest(tensor: Tensor) -> str:
     # fp64 promises ULPs between backends; between the ISAs of one it keeps its bits too
     clean = torch.where(tensor.isnan(), torch.full_like(tensor, 7.0), tensor).contiguous()
-    return hashlib.sha256(clean.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(clean.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def calls() -> Iterator[_forms.Call]:
@@ -51,6 +51,26 @@ def results(dtype: torch.dtype, key: Tensor, offset: int) -> Iterator[Tensor]:
             for op in (_ops.kl_divergence, _ops.kl_divergence_backward):
                 yield op(mu, scale, call.form.name, call.bounds)
 
+    def heads(mu: Tensor, scale: Tensor, keys: Tensor) -> Iterator[Tensor]:
+        (loc, prior), (grad, _) = (inputs(*mu.shape, dtype=dtype, seed=s) for s in (8, 9))
+        names = list(_forms.FORMS)
+        for i, call in enumerate(calls()):
+            name, other = call.form.name, names[i * 3 % 4]
+            for of_prior in ((None, None), (loc, prior)):
+                given = (mu, scale, keys, *of_prior)
+                options = ("kl_divergence", 1, name, other, None, None, call.bounds)
+                z, total = _ops.head(*given, *options)
+                yield from (z, total)
+                yield from _ops.head_backward(*given, grad, total, *options)
+            for term in _ops.TERMS[1:]:
+                given = (mu, scale, keys, None, None)
+                options = (term, 1, name, "std", None, None, call.bounds)
+                z, total = _ops.head(*given, *options)
+                yield from (z, total)
+                yield from _ops.head_backward(*given, grad, total, *options)
+
+    for n in SIZES[::10]:
+        yield from heads(*inputs(n, dtype=dtype, seed=n, spread=20.0), key)
     for n in SIZES:
         mu, log_var = inputs(n, dtype=dtype, seed=n, spread=20.0)
         yield from ops(mu, log_var, key)
@@ -60,10 +80,12 @@ def results(dtype: torch.dtype, key: Tensor, offset: int) -> Iterator[Tensor]:
         mu, log_var = inputs(37, n, dtype=dtype, seed=n)
         keys = torch.stack([key_of(r * 2**40 + r, (offset + r) % 2**64) for r in range(37)])
         yield from ops(mu, log_var, keys)
+        yield from heads(mu, log_var, keys)
         yield reparam_fused.fold_in(keys, n)
         yield reparam_fused.split(key, n)
     log_var = extremes(dtype)
     yield from ops(torch.ones_like(log_var), log_var, key)
+    yield from heads(torch.ones_like(log_var), log_var, key)
     yield from divergences(torch.ones_like(log_var), log_var)
 
 

@@ -169,7 +169,7 @@ def test_how_much_of_csrc_sees_torch() -> None:
             break
         bound |= found
     lines = {path.name: len(sources[path].splitlines()) for path in bound}
-    assert sum(lines.values()) <= 500, lines
+    assert sum(lines.values()) <= 700, lines
 
 
 def test_version_is_said_once_more_in_pyproject() -> None:

@@ -229,6 +229,17 @@ struct Avx2 {
     }
   }
 
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_row_of(R (&x)[n]) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      for (int i = 0; i < n; i += 2) {
+        const F low = _mm256_unpacklo_ps(x[i], x[i + 1]), high = _mm256_unpackhi_ps(x[i], x[i + 1]);
+        x[i] = _mm256_permute2f128_ps(low, high, 0x20);
+        x[i + 1] = _mm256_permute2f128_ps(low, high, 0x31);
+      }
+    }
+  }
+
  private:
   template <class To>
   static REPARAM_FUSED_INLINE const To* as(const void* p) {

@@ -227,6 +227,18 @@ struct Avx512 {
     }
   }
 
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_row_of(R (&x)[n]) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      const U low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+      for (int i = 0; i < n; i += 2) {
+        const F even = x[i];
+        x[i] = _mm512_permutex2var_ps(even, low, x[i + 1]);
+        x[i + 1] = _mm512_permutex2var_ps(even, or_(low, set(8u)), x[i + 1]);
+      }
+    }
+  }
+
  private:
   template <class To>
   static REPARAM_FUSED_INLINE const To* as(const void* p) {

@@ -128,18 +128,14 @@ struct Panels {
 // A panel is of a multiple of so many columns.
 constexpr int64_t kPanel = 64;
 
-// By threads, each of whole units
-int32_t run(Kernel kernel, const Problem& problem, int64_t numel, int64_t unit,
-            ParallelFor parallel_for) {
+// By threads, each of whole units and of so many at least
+int32_t run_units(Kernel kernel, const Problem& problem, int64_t numel, int64_t unit, int64_t grain,
+                  ParallelFor parallel_for) {
   struct Job {
     Kernel kernel;
     const Problem& problem;
     int64_t numel, unit;
   } job{kernel, problem, numel, unit};
-  // A segment that ends within a counter takes the whole of it.
-  const int64_t drawn = (problem.segment_numel + 3) / 4 * 4;
-  int64_t grain = kGrain / std::max<int64_t>(problem.samples, 1);
-  grain = std::max(drawn > kGrain ? grain : grain * problem.segment_numel / drawn, unit);
   if (numel <= grain) {
     kernel(problem, 0, numel);
     return 0;
@@ -149,6 +145,46 @@ int32_t run(Kernel kernel, const Problem& problem, int64_t numel, int64_t unit,
     job.kernel(job.problem, begin * job.unit, std::min(end * job.unit, job.numel));
   };
   return parallel_for(0, (numel + unit - 1) / unit, grain / unit, run, &job);
+}
+
+int32_t run(Kernel kernel, const Problem& problem, int64_t numel, int64_t unit,
+            ParallelFor parallel_for) {
+  // A segment that ends within a counter takes the whole of it.
+  const int64_t drawn = (problem.segment_numel + 3) / 4 * 4;
+  int64_t grain = kGrain / std::max<int64_t>(problem.samples, 1);
+  grain = std::max(drawn > kGrain ? grain : grain * problem.segment_numel / drawn, unit);
+  return run_units(kernel, problem, numel, unit, grain, parallel_for);
+}
+
+// What there are of chunks of a row to its sum, by the same rule until it is one
+template <class S>
+void sum_chunks(void (*sum)(const S*, int64_t, int64_t, S*), std::vector<S> sums, int64_t rows,
+                S* totals) {
+  while (static_cast<int64_t>(sums.size()) > rows) {
+    const int64_t n = static_cast<int64_t>(sums.size()) / rows;
+    const int64_t chunk = kSumStride * kSumTerms * 16 / static_cast<int64_t>(sizeof(S));
+    std::vector<S> next(rows * ((n + chunk - 1) / chunk));
+    sum(sums.data(), rows, n, next.data());
+    sums = std::move(next);
+  }
+  std::copy(sums.begin(), sums.end(), totals);
+}
+
+template <class S>
+int32_t run_head(Kernel kernel, const Problem& problem, int64_t numel, int64_t bytes,
+                 void (*sum)(const S*, int64_t, int64_t, S*), ParallelFor parallel_for) {
+  const int64_t chunk = kSumStride * kSumTerms * 16 / bytes, rows = numel / problem.row;
+  const int64_t pieces = (problem.row + chunk - 1) / chunk, piece = std::min(problem.row, chunk);
+  const int64_t grain = std::max<int64_t>(kGrain / piece, 1);
+  if (pieces == 1 || problem.totals == nullptr) {
+    return run_units(kernel, problem, rows * pieces, 1, grain, parallel_for);
+  }
+  Problem by_chunks = problem;
+  std::vector<S> sums(rows * pieces);
+  by_chunks.totals = sums.data();
+  const int32_t error = run_units(kernel, by_chunks, rows * pieces, 1, grain, parallel_for);
+  if (error == 0) sum_chunks(sum, std::move(sums), rows, static_cast<S*>(problem.totals));
+  return error;
 }
 
 }  // namespace
@@ -162,8 +198,18 @@ int32_t run_kernel(Op op, DType dtype, const Problem& problem, int64_t numel,
                    ParallelFor parallel_for) {
   constexpr KernelTable Kernels::* of_op[] = {
       &Kernels::sample,        &Kernels::sample_backward,        &Kernels::noise,
-      &Kernels::kl_divergence, &Kernels::kl_divergence_backward, &Kernels::samples_backward};
+      &Kernels::kl_divergence, &Kernels::kl_divergence_backward, &Kernels::samples_backward,
+      &Kernels::head,          &Kernels::head_backward};
+  const size_t sizes[] = {sizeof(float), sizeof(double), 2, 2};
   if (numel == 0) return 0;
+  if (op == kHead || op == kHeadBackward) {
+    const Kernels& kernels = cpu_kernels();
+    const Kernel kernel = (kernels.*of_op[op]).of[dtype];
+    const auto bytes = static_cast<int64_t>(sizes[dtype]);
+    return dtype == kDouble
+               ? run_head(kernel, problem, numel, bytes, kernels.sum_double, parallel_for)
+               : run_head(kernel, problem, numel, bytes, kernels.sum_float, parallel_for);
+  }
   const auto of = op == kSample && problem.samples != 1 ? &Kernels::samples : of_op[op];
   const Kernel kernel = (cpu_kernels().*of).of[dtype];
   const int near = near_dimension(problem), last = problem.ndim - 1;
@@ -171,7 +217,6 @@ int32_t run_kernel(Op op, DType dtype, const Problem& problem, int64_t numel,
   if (near == last || columns < (near == last - 1 ? 2 * kPanel : kPanel / 4)) {
     return run(kernel, problem, numel, kMaxTile, parallel_for);
   }
-  const size_t sizes[] = {sizeof(float), sizeof(double), 2, 2};
   const int64_t rows = std::min(problem.sizes[near], kLarge / kPanel);
   const int64_t width = columns < 2 * kPanel
                             ? columns

@@ -16,6 +16,11 @@ struct Kernels {
   // samples: of kSample with samples other than 1
   KernelTable sample, sample_backward, noise, kl_divergence, kl_divergence_backward, samples,
       samples_backward;
+  // Of pieces instead of elements: rows or, of one that is longer than a chunk, its chunks
+  KernelTable head, head_backward;
+  // As sums.h has them
+  void (*sum_float)(const float* terms, int64_t rows, int64_t n, float* sums);
+  void (*sum_double)(const double* terms, int64_t rows, int64_t n, double* sums);
   // As keys.h has them
   void (*child_keys)(const uint64_t* keys, int64_t n, uint64_t first, int64_t count, uint64_t* out);
   void (*fold_in)(const uint64_t* keys, int64_t key_stride, const uint64_t* data,

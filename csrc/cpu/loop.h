@@ -3,6 +3,7 @@
 #include "../common/kl_divergence.h"
 #include "../common/scalar.h"
 #include "derive.h"
+#include "head.h"
 #include "kernels.h"
 #include "rows.h"
 #include "samples.h"
@@ -65,6 +66,15 @@ constexpr KernelTable make_samples_backward_table() {
   return {{run_samples_backward<V, float>, run_samples_backward<V, double>,
            run_samples_backward<V, Half>, run_samples_backward<V, BFloat16>}};
 }
+template <class V>
+constexpr KernelTable make_head_table() {
+  return {{run_head<V, float>, run_head<V, double>, run_head<V, Half>, run_head<V, BFloat16>}};
+}
+template <class V>
+constexpr KernelTable make_head_backward_table() {
+  return {{run_head_backward<V, float>, run_head_backward<V, double>, run_head_backward<V, Half>,
+           run_head_backward<V, BFloat16>}};
+}
 
 template <class V>
 constexpr Kernels make_kernels() {
@@ -76,6 +86,10 @@ constexpr Kernels make_kernels() {
           make_table<V, ByForm<KlDivergenceBackward>>(),
           make_samples_table<V>(),
           make_samples_backward_table<V>(),
+          make_head_table<V>(),
+          make_head_backward_table<V>(),
+          sum_chunks<V, float>,
+          sum_chunks<V, double>,
           derive_children<V>,
           derive_folded<V>};
 }

@@ -228,6 +228,17 @@ struct Neon {
     }
   }
 
+  template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_row_of(R (&x)[n]) {
+    if constexpr (std::is_same<T, BFloat16>::value) {
+      for (int i = 0; i < n; i += 2) {
+        const F even = x[i];
+        x[i] = {vzip1q_f32(even.v, x[i + 1].v)};
+        x[i + 1] = {vzip2q_f32(even.v, x[i + 1].v)};
+      }
+    }
+  }
+
  private:
   // In the upper half of each lane. Rounded to nearest even by an addition, which
   // could carry a NaN into inf: a NaN is left alone. Arithmetic made it quiet, so

@@ -261,6 +261,18 @@ class BlockNoise {
     }
   }
 
+  // The noise of a block of so many elements from now on, which is asked for more than once.
+  REPARAM_FUSED_NOINLINE void keep(int64_t count) {
+    if (!in_a_row_) return;
+    for (int64_t i = 0; i < count; i += kTile) {
+      typename Element<W, T>::Register eps[kPerCounter];
+      tile(i, eps);
+      W::template as_row_of<T>(eps);
+      W::store_tile(drawn_ + i, eps);
+    }
+    in_a_row_ = false;
+  }
+
   // Of the tile whose first element this is
   template <class R>
   REPARAM_FUSED_INLINE void tile(int64_t first, R (&eps)[kPerCounter]) const {

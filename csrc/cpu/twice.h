@@ -104,6 +104,14 @@ struct Twice {
     join(a, b, x);
   }
   template <class T, class R, int n>
+  static REPARAM_FUSED_INLINE void as_row_of(Both<R> (&x)[n]) {
+    R a[n], b[n];
+    split(x, a, b);
+    V::template as_row_of<T>(a);
+    V::template as_row_of<T>(b);
+    join(a, b, x);
+  }
+  template <class T, class R, int n>
   static REPARAM_FUSED_INLINE void load_tile(const T* p, Both<R> (&x)[n]) {
     R a[n], b[n];
     V::load_tile(p, a);

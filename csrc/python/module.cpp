@@ -77,18 +77,24 @@ PyObject* run_where_plain(const PlainCall& call) {
   return has_form ? where_plain([&] { return run(call); }) : left_to_the_op();
 }
 
+// None, or a tuple of low, high and min_std. False, and an error of Python's or none, for anything
+// else.
+bool read_bounds(PyObject* tuple, std::optional<Bounds>* bounds) {
+  if (tuple == Py_None) return true;
+  double numbers[3];
+  for (int i = 0; i < 3; ++i) {
+    PyObject* number = PyTuple_GetItem(tuple, i);
+    if (number == nullptr) return false;
+    numbers[i] = PyFloat_AsDouble(number);
+  }
+  *bounds = {numbers[0], numbers[1], numbers[2]};
+  return true;
+}
+
 // The arguments that both end with: None or a tuple of low, high and min_std; None or a number.
 // False, and an error of Python's or none, for anything else.
 bool read_options(PyObject* const* arguments, PlainCall* call) {
-  if (arguments[0] != Py_None) {
-    double numbers[3];
-    for (int i = 0; i < 3; ++i) {
-      PyObject* number = PyTuple_GetItem(arguments[0], i);
-      if (number == nullptr) return false;
-      numbers[i] = PyFloat_AsDouble(number);
-    }
-    call->bounds = {numbers[0], numbers[1], numbers[2]};
-  }
+  if (!read_bounds(arguments[0], &call->bounds)) return false;
   if (arguments[1] != Py_None) call->samples = PyLong_AsLongLong(arguments[1]);
   return !PyErr_Occurred();
 }
@@ -120,6 +126,53 @@ PyObject* draw(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
                  arguments[3]};
   if (arguments[2] == Py_None || !read_options(arguments + 4, &call)) return left_to_the_op();
   return run_where_plain(call);
+}
+
+// The options that both heads begin with: term, summed, form, bounds, samples, and the prior's form
+// and bounds.
+bool read_head_options(PyObject* const* arguments, Options* options) {
+  PlainCall given{};
+  const long term = PyLong_AsLong(arguments[0]), form = PyLong_AsLong(arguments[2]);
+  const long prior_form = PyLong_AsLong(arguments[5]);
+  HeadOptions head{
+      static_cast<Term>(term), PyLong_AsLongLong(arguments[1]), static_cast<Form>(prior_form), {}};
+  if (!read_options(arguments + 3, &given)) return false;
+  options->form = static_cast<Form>(form);
+  options->bounds = given.bounds;
+  options->samples = given.samples;
+  if (!read_bounds(arguments[6], &head.prior_bounds)) return false;
+  options->head = head;
+  const bool forms =
+      form >= 0 && form < form_count() && prior_form >= 0 && prior_form < form_count();
+  return term >= 0 && term < kTerms && forms && !PyErr_Occurred();
+}
+
+PyObject* head(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 13) {
+    return PyErr_Format(PyExc_TypeError,
+                        "expected 7 options, mu, scale, key, loc, prior, generator");
+  }
+  PyObject* const* const tensors = arguments + 7;
+  PlainHead call{{}, tensors[0], tensors[1], tensors[2], tensors[3], tensors[4]};
+  if (!read_head_options(arguments, &call.options)) return left_to_the_op();
+  // A call that draws is told so by a generator, or None for torch's own.
+  const bool noise = tensors[2] != Py_None || tensors[5] != Py_False;
+  if (tensors[5] != Py_False) call.generator = tensors[5];
+  call.options.noise = noise;
+  return where_plain([&] { return run_head(call); });
+}
+
+PyObject* head_backward(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
+  if (count != 14) {
+    return PyErr_Format(PyExc_TypeError,
+                        "expected 7 options, mu, scale, key, loc, prior, grad_z, grad_total");
+  }
+  PyObject* const* const tensors = arguments + 7;
+  PlainHead call{{},         tensors[0], tensors[1], tensors[2],
+                 tensors[3], tensors[4], tensors[5], tensors[6]};
+  if (!read_head_options(arguments, &call.options)) return left_to_the_op();
+  call.options.noise = tensors[2] != Py_None;
+  return where_plain([&] { return run_head(call); });
 }
 
 // The ids that launch and draw take, by name
@@ -160,6 +213,8 @@ PyCFunction method(Function* function) {
 
 PyMethodDef methods[] = {{"launch", method(launch), METH_FASTCALL, nullptr},
                          {"draw", method(draw), METH_FASTCALL, nullptr},
+                         {"head", method(head), METH_FASTCALL, nullptr},
+                         {"head_backward", method(head_backward), METH_FASTCALL, nullptr},
                          {"split", method(split), METH_FASTCALL, nullptr},
                          {"kernels", kernels, METH_NOARGS, nullptr},
                          {"connect", connect, METH_O, nullptr},

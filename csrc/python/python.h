@@ -54,9 +54,19 @@ struct PlainCall {
   std::optional<Bounds> bounds = {};
   std::optional<int64_t> samples = {};
 };
+// Of a head; with grad_totals its backward
+struct PlainHead {
+  Options options;
+  PyObject *mu, *scale, *key, *loc, *prior;  // None where there is none
+  PyObject *grad_z = nullptr, *grad_totals = nullptr;
+  PyObject* generator = nullptr;  // as above
+};
 // These throw for what they do not take, and give None for what is left to the op.
 // The result; for autograd to record, the result and its key; of samples_backward both results
 PyObject* run(const PlainCall& call);
+// (z, sums), and for autograd to record the key too; of a backward the four gradients. None stands
+// for what there is not.
+PyObject* run_head(PlainHead call);
 // num children of a key, from the first on; of num -1 that one alone
 PyObject* run_split(PyObject* key, uint64_t first, int64_t num);
 // Whether torch converts its tensors, as it does since 2.14
