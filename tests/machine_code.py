@@ -33,7 +33,7 @@ ARCHS = (80, 90, 100, 120)  # those of setup.py
 class Name(NamedTuple):
     """The name of a kernel of csrc/cuda/kernels.cu, read."""
 
-    form: str  # whole, rows, elements or samples
+    form: str  # whole, rows, elements, samples, head, kl_head (a head of one form) or sum
     op: str
     scale: str  # the form of it, any, or none
     bounded: bool  # "any" is so as well where it is asked for
@@ -52,6 +52,14 @@ class Name(NamedTuple):
         m = re.fullmatch(rf"noise_{_DTYPE_AND_SOURCE}_(whole|rows|elements)", name)
         if m is not None:
             return Name(m[3], "noise", "none", False, m[1], m[2])
+        m = re.fullmatch(rf"(head_backward|head)(_kl_log_var)?_{_DTYPE_AND_SOURCE}", name)
+        if m is not None:
+            of_one = m[2] is not None
+            form, scale = ("kl_head", "log_var") if of_one else ("head", "any")
+            return Name(form, m[1], scale, False, m[3], "key")
+        m = re.fullmatch(rf"sum_{_DTYPE_AND_SOURCE}", name)
+        if m is not None:
+            return Name("sum", "sum", "none", False, m[1], "none")
         m = re.fullmatch(
             r"(?:(samples_backward|samples)|"
             r"(sample_backward|sample|kl_divergence_backward|kl_divergence))"
@@ -96,13 +104,20 @@ class Code(NamedTuple):
             _paths[id(self.instructions), stores] = known
         return known[1]
 
+    def once(self, stores: int) -> list[int]:
+        """The same of a thread that goes once through every loop; as positions."""
+        return self._find_positions(stores, loops=False)
+
     def _find_path(self, stores: int) -> list[Instruction]:
+        return [self.instructions[i] for i in self._find_positions(stores)]
+
+    def _find_positions(self, stores: int, *, loops: bool = True) -> list[int]:
         # A step is an instruction, and how many stores lie behind it.
         width = stores + 1
         forward: list[list[int]] = [[] for _ in range(len(self.instructions) * width)]
         ends = []
         for i, ins in enumerate(self.instructions):
-            following = self._next(i)
+            following = [j for j in self._next(i) if loops or j > i]
             for done in range(width):
                 after = done + is_vector_store(ins)
                 if after <= stores:
@@ -116,7 +131,7 @@ class Code(NamedTuple):
         on_path = _reachable([0], forward) & _reachable(ends, backward)
         if not on_path:
             raise ValueError(f"no path from the entry with {stores} 16-byte stores")
-        return [self.instructions[i] for i in sorted({step // width for step in on_path})]
+        return sorted({step // width for step in on_path})
 
     def loop(self, opcode: str, width: str) -> list[Instruction]:
         """The shortest way once around a loop, with such an access in it.
@@ -169,14 +184,33 @@ class Code(NamedTuple):
         way = self.loop(access, "64" if size == 2 else "128")
         return len(way) / (2 if size == 8 else 4)
 
-    def loads_under_way(self) -> int:
+    def full_chunk(self, name: Name) -> tuple[list[Instruction], float]:
+        """What a thread of a head runs of a full chunk, once around, and slots for an element.
+
+        Of half types a loop has two of its four vectors, of float32 there is none.
+        """
+        results = 2 if name.op == "head_backward" else 1
+        per_vector = 16 // ELEMENT_SIZE[name.dtype]
+        vectors = 16 // per_vector
+        way = self.once(vectors * results)
+        steps = len(way)
+        for i in way:
+            target = self.instructions[i].target
+            if target is not None and (start := self.labels[target]) <= i:
+                inside = [j for j in way if start <= j <= i]
+                stores = sum(is_vector_store(self.instructions[j]) for j in inside)
+                steps += (VECTORS_PER_THREAD * results // stores - 1) * len(inside)
+        path = [self.instructions[i] for i in way]
+        return path, steps / (VECTORS_PER_THREAD * per_vector)
+
+    def loads_under_way(self, path: list[Instruction] | None = None) -> int:
         """How many 16-byte loads of the hot path have been issued and not yet waited for, at most.
 
         A thread waits where a register of a load is first named again.
         """
         most = 0
         waited_for: list[set[str]] = []
-        for ins in self.hot_path():
+        for ins in path or self.hot_path():
             waited_for = [r for r in waited_for if r.isdisjoint(ins.registers)]
             if is_vector_load(ins):
                 first = int(ins.registers[0][1:])
@@ -335,6 +369,12 @@ def table(kernels: dict[int, list[Kernel]]) -> str:
                 under_way = str(k.code.loads_under_way())
             if k.name.form in ("whole", "rows"):
                 one = f"{k.code.slots_per_element(k.name.dtype, 1):.2f}"
+            if k.name.form == "kl_head":
+                path, slots = k.code.full_chunk(k.name)
+                full, under_way = f"{slots:.2f}", str(k.code.loads_under_way(path))
+                results = 2 if k.name.op == "head_backward" else 1
+                one_vector = len(k.code.once(results)) * ELEMENT_SIZE[k.name.dtype] / 16
+                one = f"{one_vector:.2f}"
             if k.name.form == "samples":
                 sample = f"{k.code.slots_per_sample(k.name):.2f}"
             scale = f"{'bounded ' if k.name.bounded else ''}{k.name.scale}"

@@ -54,6 +54,19 @@ SAMPLE = {
     4: {80: 39.0, 86: 39.0, 89: 39.0, 90: 39.5, 100: 40.0, 120: 38.5},
     8: {80: 86.0, 86: 86.0, 89: 86.0, 90: 123.0, 100: 124.5, 120: 98.0},
 }
+# Of a head of one form in a full chunk, by bytes of an element: z and the divergence from N(0, 1),
+# summed, and the gradient of both. The sums take 1 of these in the half types and 2 in float32.
+KL_HEAD = {
+    "head": {
+        2: {80: 80.7, 90: 79.9, 100: 79.6, 120: 79.1},
+        4: {80: 80.4, 90: 80.0, 100: 79.6, 120: 78.7},
+    },
+    "head_backward": {
+        2: {80: 81.0, 90: 79.3, 100: 79.6, 120: 78.9},
+        4: {80: 78.4, 90: 78.0, 100: 77.9, 120: 77.3},
+    },
+}
+KL_HEAD_UNDER_WAY = {"head": {2: 1, 4: 3}, "head_backward": {2: 3, 4: 6}}
 # For each element of a thread with one vector, on any architecture: by bytes of an element. There
 # is nobody to share the key schedule with, and in rows the place of the vector is computed. The
 # divergence within bounds has the code of two: what is added to sigma may be 0.
@@ -99,6 +112,11 @@ REGISTERS = {
     "bounded rows": 48,
     "samples": 69,
     "sums": 96,
+    "head": 64,
+    "head backward": 77,
+    "kl_head": 66,
+    "kl_head backward": 70,
+    "sum": 30,
 }
 MORE_REGISTERS = {
     "whole": 64,
@@ -108,6 +126,9 @@ MORE_REGISTERS = {
     "bounded rows": 48,
     "samples": 66,
     "sums": 78,
+    "head": 72,
+    "head backward": 86,
+    "sum": 24,
 }
 # 16-byte loads that a thread of a full block waits for at a time, at least. With __ldg for
 # them it was 2, and 1 in a forward in float32.
@@ -172,8 +193,11 @@ def test_a_path_that_is_not_there_is_refused() -> None:
 def test_nothing_is_spilled(kernels: dict[int, list[Kernel]], arch: int) -> None:
     # In each of 4 dtypes: a draw with either source of keys and its gradient, of 4 forms within
     # bounds or not, whole and in rows; the divergence and its gradient of these in rows, and whole
-    # of 1; noise in 3 ways; of any form at run time each of the 5 in elements, and 3 of samples
-    assert len({k.name for k in kernels[arch]}) == 4 * (3 * 8 * 2 + 2 * 8 + 2 + 3 + 5 + 3)
+    # of 1; noise in 3 ways; of any form at run time each of the 5 in elements, 3 of samples, and a
+    # head and its gradient. These of one form in 3 dtypes, and sums in 2.
+    assert len({k.name for k in kernels[arch]}) == (
+        4 * (3 * 8 * 2 + 2 * 8 + 2 + 3 + 5 + 3 + 2) + 3 * 2 + 2
+    )
     for k in kernels[arch]:
         assert (k.stack_bytes, k.spilled_bytes) == (0, 0), k.name
         local = [o for o in k.code.opcodes if re.match(r"(LDL|STL)\b", o)]
@@ -191,6 +215,21 @@ def test_the_body_moves_16_bytes_at_a_time(kernels: dict[int, list[Kernel]], arc
             assert len(accesses) == 1, (k.name, accesses)
             assert accesses[0].startswith(access), k.name
             assert width in accesses[0], k.name
+            continue
+        if k.name.form == "sum":
+            continue
+        if k.name.form == "head":  # of rows of whole vectors
+            loads = sum(map(machine_code.is_vector_load, k.code.instructions))
+            stores = sum(map(machine_code.is_vector_store, k.code.instructions))
+            assert (loads, stores) == ((5, 4) if k.name.op == "head_backward" else (4, 1)), k.name
+            continue
+        if k.name.form == "kl_head":
+            path, _ = k.code.full_chunk(k.name)
+            loads = sum(map(machine_code.is_vector_load, path))
+            stores = sum(map(machine_code.is_vector_store, path))
+            vectors = machine_code.ELEMENT_SIZE[k.name.dtype]  # 4, or two of them in a loop
+            each = (3, 2) if k.name.op == "head_backward" else (2, 1)
+            assert (loads, stores) == (each[0] * vectors, each[1] * vectors), k.name
             continue
         if k.name.form == "elements":
             assert not any(map(machine_code.is_vector_store, k.code.instructions)), k.name
@@ -220,6 +259,7 @@ def test_the_body_moves_16_bytes_at_a_time(kernels: dict[int, list[Kernel]], arc
 def test_registers(kernels: dict[int, list[Kernel]], arch: int) -> None:
     for k in kernels[arch]:
         form = "sums" if k.name.op == "samples_backward" else k.name.form
+        form = f"{form} backward" if k.name.op == "head_backward" else form
         form = f"bounded {form}" if k.name.bounded else form
         ceiling = (MORE_REGISTERS if k.name.dtype == "float64" else REGISTERS)[form]
         assert k.registers <= ceiling, (k.name, k.registers)
@@ -237,6 +277,12 @@ def test_instructions_per_element(kernels: dict[int, list[Kernel]], arch: int) -
             alone = k.code.slots_per_element(k.name.dtype, 1)
             one_vector = ONE_VECTOR[k.name.form][kind(k.name)]
             assert alone <= one_vector[machine_code.ELEMENT_SIZE[k.name.dtype]], (k.name, alone)
+        if k.name.form == "kl_head":
+            path, slots = k.code.full_chunk(k.name)
+            ceilings = KL_HEAD[k.name.op][machine_code.ELEMENT_SIZE[k.name.dtype]]
+            assert slots <= ceilings[arch], (k.name, slots)
+            floor = KL_HEAD_UNDER_WAY[k.name.op][machine_code.ELEMENT_SIZE[k.name.dtype]]
+            assert k.code.loads_under_way(path) >= floor, k.name
         if k.name.form == "samples":
             slots = k.code.slots_per_sample(k.name)
             assert slots <= SAMPLE[machine_code.ELEMENT_SIZE[k.name.dtype]][arch], (k.name, slots)
@@ -342,8 +388,8 @@ def test_a_sum_is_not_contracted(type: str, ptx: str, tmp_path: Path) -> None:
 def test_no_arithmetic_that_rounds_otherwise(kernels: dict[int, list[Kernel]], arch: int) -> None:
     """No flush to zero, no approximation but the first guess of a root.
 
-    But in a quotient, which IEEE 754 binds, and of which there is one: 1 / sigma, in the gradient
-    of the divergence where the scale is no logarithm.
+    But in a quotient, which IEEE 754 binds: 1 / sigma, in the gradient of the divergence where the
+    scale is no logarithm, and in heads of every form, by sigma.
     """
     for k in kernels[arch]:
         if k.name.dtype == "float64":
@@ -352,6 +398,8 @@ def test_no_arithmetic_that_rounds_otherwise(kernels: dict[int, list[Kernel]], a
             "kl log_var",
             "kl log_std",
         ):
+            continue
+        if k.name.form == "head":
             continue
         for opcode in k.code.opcodes:
             assert not re.match(r"F(FMA|MUL|ADD)\b.*\.(FTZ|SAT|RZ|RM|RP)", opcode), (k.name, opcode)

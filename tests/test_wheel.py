@@ -92,7 +92,7 @@ def test_what_is_given_to_others() -> None:
 
 @needs_kernels
 def test_how_large_it_is() -> None:
-    """Compressed, as in a wheel: 4 MB with the CUDA kernels, 1.5 MB without."""
+    """Compressed, as in a wheel: 5 MB with the CUDA kernels, 1.5 MB without."""
 
     def compressed(paths: list[Path]) -> int:
         done = subprocess.run(["gzip", "-c", *map(str, paths)], capture_output=True, check=True)
@@ -101,7 +101,7 @@ def test_how_large_it_is() -> None:
     files = [path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".so")]
     assert compressed(files) < 1_500_000
     if _extensions.KERNELS.is_file():
-        assert compressed([*files, _extensions.KERNELS]) < 4_000_000
+        assert compressed([*files, _extensions.KERNELS]) < 5_000_000
 
 
 @needs_kernels

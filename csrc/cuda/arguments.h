@@ -9,11 +9,13 @@
 
 namespace reparam_fused {
 
-constexpr int kBlock = 128;
+constexpr int kBlock = 128, kBlockBits = 7;
 // Keeps enough bytes in flight for the memory, and shares the key schedule: with
 // two vectors a thread an element takes 2 to 3 more instructions.
 constexpr int kVectorsPerThread = 4;
 constexpr int kVectorBytes = 16;
+// Of a row that is summed
+constexpr int kChunkVectors = kBlock * kVectorsPerThread;
 // Of a kernel that is not for whole tensors so many blocks fit on a multiprocessor: more registers
 // than 40 save it nothing, but with bounds, where half types would spill some.
 template <class Limits>
@@ -90,6 +92,43 @@ struct Layout {
 struct Samples {
   int64_t count, stride, index_stride, key_stride;
   bool vectors;
+};
+
+// The rows of a head, one after the other, and who sums them: 2^lane_bits threads a row, of less
+// than a block one vector each, or a block each of its chunks. `of_vectors`: whether a row is one
+// of whole vectors of 16 bytes.
+struct Rows {
+  int64_t count, length;
+  Divisor chunks;
+  uint32_t full_chunks;  // of a row
+  int lane_bits;
+  bool of_vectors;
+};
+
+// Where the noise of an element comes from, of one dense tensor: in the layout there are places in
+// the noise and among the keys alone, and none of one segment. No keys: no noise.
+struct Numbering {
+  const uint64_t* keys;
+  int64_t first_index;
+  bool one_segment;
+  Divisor segment;
+  Layout layout;
+};
+
+// A head, as in Problem
+template <class R>
+struct Head {
+  const void* operands[kMaxOperands];
+  void* results[kMaxResults];
+  void* totals;  // of rows of more than a chunk the sums of these
+  const void* grad_totals;
+  Term term;
+  bool by_log_var;
+  Rows rows;
+  AnyScale<R> scale, prior;
+  Numbering numbering;
+
+  REPARAM_FUSED_INLINE bool has_prior() const { return operands[2] != nullptr; }
 };
 
 }  // namespace reparam_fused

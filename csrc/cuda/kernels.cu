@@ -1,3 +1,4 @@
+#include "head.cuh"
 #include "kernels.cuh"
 #include "keys.cuh"
 
@@ -99,6 +100,24 @@ REPARAM_FUSED_ELEMENTS(kl_divergence_backward, , AnyForm<KlDivergenceBackward>, 
 REPARAM_FUSED_TYPES(REPARAM_FUSED_SAMPLES_OF, samples, _key, KeyTensor)
 REPARAM_FUSED_TYPES(REPARAM_FUSED_SAMPLES_OF, samples, _generator, Generator)
 REPARAM_FUSED_TYPES(REPARAM_FUSED_SUMS_OF, samples_backward, _key, KeyTensor)
+
+#define REPARAM_FUSED_HEAD_OF(T, name, function) \
+  REPARAM_FUSED_KERNEL(name)(Head<RegisterOf<T>> head) { function<T>(head); }
+#define REPARAM_FUSED_KL_HEAD(each, op, function)                        \
+  each(float, op##_float32, function) each(Half, op##_float16, function) \
+      each(BFloat16, op##_bfloat16, function)
+REPARAM_FUSED_TYPES(REPARAM_FUSED_HEAD_OF, head, , any_head)
+REPARAM_FUSED_TYPES(REPARAM_FUSED_HEAD_OF, head_backward, , any_head_backward)
+REPARAM_FUSED_KL_HEAD(REPARAM_FUSED_HEAD_OF, head_kl_log_var, kl_head)
+REPARAM_FUSED_KL_HEAD(REPARAM_FUSED_HEAD_OF, head_backward_kl_log_var, kl_head_backward)
+REPARAM_FUSED_KERNEL(sum_float32)(const float* __restrict__ terms, float* __restrict__ out,
+                                  Rows rows) {
+  sum_chunks(terms, out, rows);
+}
+REPARAM_FUSED_KERNEL(sum_float64)(const double* __restrict__ terms, double* __restrict__ out,
+                                  Rows rows) {
+  sum_chunks(terms, out, rows);
+}
 
 REPARAM_FUSED_KERNEL(child_keys)(const uint64_t* __restrict__ keys, int64_t n, uint64_t first,
                                  int64_t total, uint4* __restrict__ out) {

@@ -1,12 +1,10 @@
-#include "launch.h"
-
 #include <algorithm>
 #include <atomic>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "../common/forms.h"
+#include "enqueue.h"
 
 namespace reparam_fused {
 namespace {
@@ -19,21 +17,9 @@ namespace {
 // bfloat16 it makes no difference there.
 constexpr int64_t kFewBlocks = 4096;
 
-// In a kernel that is not for whole tensors every count of elements and of counters, of which one
-// of a short segment may stand for one element, is below 2^31. Whole vectors of every dtype.
-constexpr int64_t kMostElements = (int64_t{1} << 31) - kVectorBytes;
-
 enum Kind { kWhole, kRows, kElements, kSamples, kKinds };
 
 bool draws(Op op) { return op != kKlDivergence && op != kKlDivergenceBackward; }
-int64_t size_of(DType dtype) { return dtype == kDouble ? 8 : dtype == kFloat ? 4 : 2; }
-int64_t counter_of(DType dtype) { return dtype == kDouble ? 2 : 4; }
-
-int64_t numel_of(const Problem& p) {
-  int64_t numel = 1;
-  for (int d = 0; d < p.ndim; ++d) numel *= p.sizes[d];
-  return numel;
-}
 
 // A kernel as kernels.cu names it
 struct Name {
@@ -55,7 +41,6 @@ struct Name {
     constexpr const char* kOpNames[] = {
         "sample",        "sample_backward",        "noise",
         "kl_divergence", "kl_divergence_backward", "samples_backward"};
-    constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
     constexpr const char* kKindNames[] = {"_whole", "_rows", "_elements", ""};
     std::string name = kind == kSamples && op == kSample ? "samples" : kOpNames[op];
     // The other kinds are of every form, within bounds or not.
@@ -67,14 +52,6 @@ struct Name {
     return name + kKindNames[kind];
   }
 };
-
-// So many threads, in blocks of kBlock
-template <class... Arguments>
-void enqueue_kernel(CudaKernel kernel, int64_t threads, int device, CudaStream stream,
-                    Arguments... arguments) {
-  void* pointers[] = {&arguments...};
-  launch_cuda(kernel, (threads + kBlock - 1) / kBlock, kBlock, device, stream, pointers);
-}
 
 // Whether the elements are drawn more than once, or not at all
 bool has_samples(Op op, const Problem& p) { return op == kSamplesBackward || p.samples != 1; }
@@ -92,17 +69,10 @@ bool samples_lie_in_rows(Op op, const Problem& p, int64_t bytes, int64_t per_cou
   return fits;
 }
 
-// Form and bounds, in the precision of the kernel
+// Form and bounds, and whether a gradient depends on the scale
 template <class R>
-AnyScale<R> any_scale(const Problem& p) {
-  constexpr double kInf = std::numeric_limits<double>::infinity();
-  const Bounds bounds = p.bounds != nullptr ? *p.bounds : Bounds{-kInf, kInf, 0};
-  AnyScale<R> scale{};
-  scale.low = static_cast<R>(bounds.low);
-  scale.high = static_cast<R>(bounds.high);
-  scale.min_std = static_cast<R>(bounds.min_std);
-  scale.form = p.form;
-  scale.bounded = p.bounds != nullptr;
+AnyScale<R> scale_of(const Problem& p) {
+  AnyScale<R> scale = any_scale<R>(p.form, p.bounds);
   scale.read = scale.bounded || form_backward_reads(p.form);
   return scale;
 }
@@ -119,9 +89,9 @@ struct Launch {
   template <class... Arguments>
   void enqueue(Kind kind, int64_t threads, Arguments... arguments) const {
     if (name.dtype == kDouble) {
-      enqueue_with(any_scale<double>(problem), kind, threads, arguments...);
+      enqueue_with(scale_of<double>(problem), kind, threads, arguments...);
     } else {
-      enqueue_with(any_scale<float>(problem), kind, threads, arguments...);
+      enqueue_with(scale_of<float>(problem), kind, threads, arguments...);
     }
   }
 

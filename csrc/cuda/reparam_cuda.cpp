@@ -24,7 +24,14 @@ struct Cuda {
   explicit Cuda(const Tensor& t) : device_(t.get_device_index()), guard_(device_) {}
 
   Tensor run(Op op, Call&& call, const Generator* generator = nullptr) const {
-    if (call.numel() > 0) {
+    if (call.numel() > 0 && (op == kHead || op == kHeadBackward)) {
+      const Problem& p = call.problem();
+      const int64_t one = 1, bytes = head_workspace(call.dtype(), call.numel() / p.row, p.row);
+      const Owned workspace = empty({1, &bytes, &one}, aoti_torch_dtype_uint8(), call.device());
+      void* memory;
+      check(torch_get_mutable_data_ptr(workspace.get(), &memory));
+      launch_head_on_cuda(op, call.dtype(), p, memory, device_, stream());
+    } else if (call.numel() > 0) {
       launch_on_cuda(op, call.dtype(), call.problem(), generator, device_, stream());
     }
     return call.take_out();
