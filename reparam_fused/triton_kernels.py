@@ -179,17 +179,33 @@ def _sigma(log_var, factor: tl.constexpr, unit: tl.constexpr = 1.0):
 
 
 @triton.jit
+def _log1p(t):
+    """ln(1 + t) in float64"""
+    # The logarithm of a sum of which t may have lost its end, and that end put right
+    sum = t + 1.0
+    return tl.where(sum == 1.0, t, tl.log(sum) * (t / (sum - 1.0)))
+
+
+@triton.jit
 def _softplus(rho):
     """ln(1 + e^rho)"""
     t = _sigma(-tl.abs(rho), 1.0, 2.0)
     if rho.dtype == tl.float64:
-        # The logarithm of a sum of which t may have lost its end, and that end put right
-        sum = t + 1.0
-        softplus = tl.where(sum == 1.0, t, tl.log(sum) * (t / (sum - 1.0)))
-        softplus += tl.maximum(rho, 0.0)
+        softplus = _log1p(t) + tl.maximum(rho, 0.0)
     else:
         softplus = tl.fma(t, _polynomial(t, _LOG1P, 10, 1.0), tl.maximum(rho, 0.0))
     return softplus
+
+
+@triton.jit
+def _minus_inverse_of_sum(t):
+    """-1 / (1 + t) of t in [0, 1]"""
+    if t.dtype == tl.float64:
+        inverse = -1.0 / (t + 1.0)
+    else:
+        r = _polynomial(t, _RECIPROCAL, 6, 1.0)
+        inverse = tl.fma(tl.fma(t, r, r + 1.0), r, r)
+    return inverse
 
 
 @triton.jit
@@ -197,12 +213,7 @@ def _sigmoid(rho):
     """1 / (1 + e^-rho)"""
     t = _sigma(-tl.abs(rho), 1.0, 2.0)
     of_sign = tl.where(rho >= 0.0, 1.0, t)
-    if rho.dtype == tl.float64:
-        sigmoid = of_sign / (t + 1.0)
-    else:
-        r = _polynomial(t, _RECIPROCAL, 6, 1.0)
-        sigmoid = tl.abs(of_sign * tl.fma(tl.fma(t, r, r + 1.0), r, r))
-    return sigmoid
+    return tl.abs(of_sign * _minus_inverse_of_sum(t))
 
 
 @triton.jit
@@ -262,6 +273,15 @@ def _half_expm1(x):
 
 
 @triton.jit
+def _log_parts(s):
+    """f, r and rest of ln s = rest + f - f^2 r, in float32"""
+    small = s <= 2.0**-126
+    shift = tl.where(small, tl.where(s == 0.0, float("-inf"), -_LN_2_TO_24), 0.0)
+    exponent, f = _split(tl.where(small, s * 16777216.0, s))
+    return f, _polynomial(f, _LOG_TERM, 9, 1.0), _fma_by(exponent, _LN2_IN_PLACE, shift)
+
+
+@triton.jit
 def _half_excess_of_sigma(s):
     """(s^2 - 1 - ln s^2) / 2"""
     std = tl.abs(s)
@@ -272,12 +292,8 @@ def _half_excess_of_sigma(s):
         far = a * 0.5 * a + (a - finite * 0.5)
         excess = tl.where(tl.abs(log_var) < 1.0, log_var * log_var * _taylor(log_var) * 0.5, far)
     else:
-        small = std <= 2.0**-126
-        shift = tl.where(small, tl.where(std == 0.0, float("-inf"), -_LN_2_TO_24), 0.0)
-        exponent, f = _split(tl.where(small, std * 16777216.0, std))
-        log_rest = _fma_by(exponent, _LN2_IN_PLACE, shift)
-        sum = tl.fma(f * f, _polynomial(f, _LOG_TERM, 9, 1.0), a - f - log_rest)
-        excess = tl.fma(a * 0.5, a, sum)
+        f, r, log_rest = _log_parts(std)
+        excess = tl.fma(a * 0.5, a, tl.fma(f * f, r, a - f - log_rest))
     return excess
 
 
@@ -420,25 +436,33 @@ def _value(x, scale, mask, eps, bounds, OP: tl.constexpr, FORM: tl.constexpr):
 
 
 @triton.jit
+def _normals_of_vectors(counter, seed, WIDTH: tl.constexpr, NEWTON: tl.constexpr):
+    """The normals of vectors of so many elements, 2 of them float64, in the order of the elements,
+    from the first counter of each."""
+    if WIDTH == 2:
+        n0, n1 = _normals_double(counter, seed)
+        vectors = tl.join(n0, n1)
+    elif WIDTH == 4:
+        n0, n1, n2, n3 = _normals(counter, seed, NEWTON)
+        vectors = tl.join(tl.join(n0, n2), tl.join(n1, n3))
+    else:
+        n0, n1, n2, n3 = _normals(counter, seed, NEWTON)
+        m0, m1, m2, m3 = _normals(counter + 1, seed, NEWTON)
+        vectors = tl.join(
+            tl.join(tl.join(n0, m0), tl.join(n2, m2)), tl.join(tl.join(n1, m1), tl.join(n3, m3))
+        )
+    return vectors.reshape(WIDTH * counter.shape[0])
+
+
+@triton.jit
 def _run_of_normals(first, seed, BLOCK: tl.constexpr, dtype: tl.constexpr, NEWTON: tl.constexpr):
-    """The normals of BLOCK elements from a counter's first on, in the order of the elements.
+    """The normals of BLOCK elements from a counter's first on.
 
     A lane computes what it stores 16 bytes of, so that nothing moves between threads.
     """
-    if dtype == tl.float64:
-        n0, n1 = _normals_double(first + tl.arange(0, BLOCK // 2), seed)
-        run = tl.join(n0, n1)
-    elif dtype == tl.float32:
-        n0, n1, n2, n3 = _normals(first + tl.arange(0, BLOCK // 4), seed, NEWTON)
-        run = tl.join(tl.join(n0, n2), tl.join(n1, n3))
-    else:
-        even = first + 2 * tl.arange(0, BLOCK // 8)
-        n0, n1, n2, n3 = _normals(even, seed, NEWTON)
-        m0, m1, m2, m3 = _normals(even + 1, seed, NEWTON)
-        run = tl.join(
-            tl.join(tl.join(n0, m0), tl.join(n2, m2)), tl.join(tl.join(n1, m1), tl.join(n3, m3))
-        )
-    return run.reshape(BLOCK)
+    width: tl.constexpr = 128 // dtype.primitive_bitwidth
+    vector = tl.arange(0, BLOCK // width)
+    return _normals_of_vectors(first + vector * ((width + 3) // 4), seed, width, NEWTON)
 
 
 @triton.jit
@@ -995,20 +1019,38 @@ def _numbering(
     return index_strides, key_strides, first
 
 
+class _Layout(NamedTuple):
+    """Of a result; without strides it is contiguous."""
+
+    shape: Sequence[int]
+    strides: Sequence[int] | None
+    dtype: torch.dtype
+
+    @staticmethod
+    def of(x: Tensor, scale: Tensor, samples: int | None = None) -> _Layout:
+        """That of a sum, or of so many samples of it."""
+        if x.device != scale.device:
+            raise RuntimeError(
+                f"reparam_fused: expected tensors on one device, got {x.device} and {scale.device}"
+            )
+        if x.shape == scale.shape and x.is_contiguous() and scale.is_contiguous():
+            # Without asking torch, which on an H200's host took 200 us to answer
+            shape = x.shape if samples is None else (samples, *x.shape)
+            return _Layout(shape, None, torch.result_type(x, scale))
+        fake = torch.add(x.to("meta"), scale.to("meta"))
+        if samples is not None:
+            fake = reference.output_of_samples(fake, samples)
+        return _Layout(fake.shape, None if fake.is_contiguous() else fake.stride(), fake.dtype)
+
+    def tensor(self, device: torch.device) -> Tensor:
+        if self.strides is None:
+            return torch.empty(self.shape, dtype=self.dtype, device=device)
+        return torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device=device)
+
+
 def _output(x: Tensor, scale: Tensor, samples: int | None = None) -> Tensor:
     """For the result, with the dtype, shape and strides of a sum; of so many samples of it."""
-    if x.device != scale.device:
-        raise RuntimeError(
-            f"reparam_fused: expected tensors on one device, got {x.device} and {scale.device}"
-        )
-    if x.shape == scale.shape and x.is_contiguous() and scale.is_contiguous():
-        # Without asking torch, which on an H200's host took 200 us to answer
-        shape = x.shape if samples is None else (samples, *x.shape)
-        return torch.empty(shape, dtype=torch.result_type(x, scale), device=x.device)
-    fake = torch.add(x.to("meta"), scale.to("meta"))
-    if samples is not None:
-        fake = reference.output_of_samples(fake, samples)
-    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device=x.device)
+    return _Layout.of(x, scale, samples).tensor(x.device)
 
 
 def _checked(key: Tensor, device: torch.device) -> Tensor:
@@ -1176,3 +1218,20 @@ def derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
         strides = 0 if m == 1 else 2, 0 if data is None or data.size(0) == 1 else 1
         _run(keys_plan(keys, data, out, *strides, first), keys.device)
     return out
+
+
+# What has a file of its own, which takes from this one
+
+
+def head(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The sample and the sums of its terms."""
+    from . import triton_head
+
+    return triton_head.head(*arguments)
+
+
+def head_backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of mu, scale, loc and prior."""
+    from . import triton_head
+
+    return triton_head.head_backward(*arguments)
