@@ -4,7 +4,12 @@ from . import nn
 from ._patch import patch
 from .backends import backends
 from .distributions import Normal
-from .functional import fused_kl_divergence, fused_reparameterize
+from .functional import (
+    fused_kl_divergence,
+    fused_reparameterize,
+    fused_reparameterize_kl,
+    fused_reparameterize_log_prob,
+)
 from .random import fold_in, key, noise, split
 
 __all__ = [
@@ -13,6 +18,8 @@ __all__ = [
     "fold_in",
     "fused_kl_divergence",
     "fused_reparameterize",
+    "fused_reparameterize_kl",
+    "fused_reparameterize_log_prob",
     "key",
     "nn",
     "noise",

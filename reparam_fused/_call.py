@@ -6,7 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from . import _draw, _ops, _validate
 from ._autograd import Forward
 from ._forms import KL_DIVERGENCE, SAMPLE, Bounds, Call
+from ._heads import Head, Heads, decomposed
 from ._validate import Clamp
 
 
@@ -52,6 +53,16 @@ def _exported() -> bool:
 # torch.compiler.assume_constant_result, without the import of dynamo: which takes it that
 # nothing it traces goes to ONNX, where torch.onnx.export does trace by it.
 _exported._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _check_exported(function: str, key: Tensor | None, generator: torch.Generator | None) -> None:
+    if key is not None or generator is not None:
+        given = "generator" if key is None else "key"
+        raise NotImplementedError(
+            f"{function}(): a {given} cannot go into torch.jit.trace or "
+            "torch.onnx.export, whose programs run without this package and draw noise of "
+            "their own; call it without one there, or save the model by torch.export"
+        )
 
 
 def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
@@ -156,7 +167,7 @@ def reparameterize(
             global_offset=global_offset,
         )
     _validate.check_reparameterize(
-        mu, form, scale, sample_shape, key, generator, global_shape, global_offset
+        name, mu, form, scale, sample_shape, key, generator, global_shape, global_offset
     )
     if is_dtensor(mu) or is_dtensor(scale):
         from . import _dtensor
@@ -172,13 +183,7 @@ def reparameterize(
     if form != "std":
         scale = _autocast_exp(mu, scale)
     if _exported():
-        if key is not None or generator is not None:
-            given = "generator" if key is None else "key"
-            raise NotImplementedError(
-                f"{name}(): a {given} cannot go into torch.jit.trace or "
-                "torch.onnx.export, whose programs run without this package and draw noise of "
-                "their own; call it without one there, or save the model by torch.export"
-            )
+        _check_exported(name, key, generator)
         return as_sampled(call.line(mu, scale), sample_shape)
     if key is None:
         if is_compiling() and generator is None and not _are_functorch_transforms_active():
@@ -196,6 +201,14 @@ def reparameterize(
     return as_sampled(z, sample_shape)
 
 
+def _result_type(mu: Tensor, scale: Tensor) -> torch.dtype:
+    """torch.result_type, which torch.compile cannot follow: of two floating-point types, one
+    without dimensions does not count."""
+    if (mu.dim() > 0) == (scale.dim() > 0):
+        return torch.promote_types(mu.dtype, scale.dtype)
+    return mu.dtype if mu.dim() > 0 else scale.dtype
+
+
 def mean(mu: Tensor, form: str, scale: Tensor | float, sample_shape: Sequence[int]) -> Tensor:
     """mu, in the shape and the dtype that samples with this scale have."""
     shape = _validate.check_pair("fused_reparameterize", mu, form, scale)
@@ -203,12 +216,7 @@ def mean(mu: Tensor, form: str, scale: Tensor | float, sample_shape: Sequence[in
     if isinstance(scale, Tensor):
         if form != "std":
             scale = _autocast_exp(mu, scale)
-        # torch.result_type, which torch.compile cannot follow: of two floating-point types, one
-        # without dimensions does not count.
-        if (mu.dim() > 0) == (scale.dim() > 0):
-            dtype = torch.promote_types(dtype, scale.dtype)
-        elif scale.dim() > 0:
-            dtype = scale.dtype
+        dtype = _result_type(mu, scale)
     return mu.to(dtype).expand(*sample_shape, *shape)
 
 
@@ -233,6 +241,194 @@ def _flat_samples(
     return key, global_shape, global_offset
 
 
+def head(
+    function: Callable[..., Any],
+    term: str,
+    mu: Tensor,
+    log_var: Tensor | float | None,
+    log_std: Tensor | float | None,
+    std: Tensor | float | None,
+    rho: Tensor | float | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """A call of a function that gives a sample and a sum, or of fused_kl_divergence the sum."""
+    name = function.__name__
+    form, scale = _validate.form_of(name, log_var, log_std, std, rho)
+    key, generator = options.get("key"), options.get("generator")
+    tensors = [t for t in (mu, scale, key) if t is not None]
+    if has_torch_function(tensors):
+        return handle_torch_function(  # type: ignore[no-any-return]
+            function, tensors, mu, log_var, log_std=log_std, std=std, rho=rho, **options
+        )
+    draws = name != "fused_kl_divergence"
+    sample_shape = _validate.check_sizes(name, "sample_shape", options.get("sample_shape", ()))
+    bounds = _validate.bounds_of(name, options["clamp"], options["min_std"])
+    global_shape, global_offset = options.get("global_shape"), options.get("global_offset")
+    shape = _validate.check_reparameterize(
+        name, mu, form, scale, sample_shape, key, generator, global_shape, global_offset
+    )
+    dims = _validate.check_dims(name, options["dim"], shape)
+    prior = None
+    if options.get("prior") is not None:
+        prior = _validate.prior_of(name, options["prior"])
+        _validate.check_prior(name, prior, mu, shape)
+    if is_dtensor(mu) or is_dtensor(scale):
+        from . import _dtensor
+
+        return _dtensor.head(function, mu, form, scale, dims, options)
+    _check_forward_mode(name)
+    scale = _as_tensor(scale, mu)
+    if form != "std":
+        scale = _autocast_exp(mu, scale)
+    # The divergence of samples is that of one.
+    alone = draws and term == "kl_divergence" and len(sample_shape) > 0
+    samples = math.prod(sample_shape) if len(sample_shape) > 0 else None
+    call = SAMPLE[form]._replace(bounds=bounds, samples=None if alone else samples)
+    dtype = wider = _result_type(mu, scale)
+    loc = of_prior = None
+    if prior is not None:
+        loc, of_prior = (_as_tensor(t, mu) for t in (prior.loc, prior.scale))
+        if prior.form != "std":
+            of_prior = _autocast_exp(mu, of_prior)
+        for t in (loc, of_prior):
+            wider = torch.promote_types(wider, t.dtype) if t.dim() > 0 else wider
+        alone = alone or (draws and wider != dtype)
+        loc, of_prior = loc.to(wider), of_prior.to(wider)
+    z = None
+    if alone:
+        given: dict[str, Tensor] = {form: scale}
+        z = reparameterize(
+            function,
+            mu,
+            given.get("log_var"),
+            given.get("log_std"),
+            given.get("std"),
+            given.get("rho"),
+            options["clamp"],
+            options["min_std"],
+            sample_shape,
+            key,
+            generator,
+            global_shape,
+            global_offset,
+        ).contiguous()
+        draws = False
+        call = call._replace(samples=None)
+    if wider != dtype:
+        mu, scale = mu.to(wider), scale.to(wider)
+    n = len(shape)
+    # Other dimensions than the last are summed of the terms.
+    trailing = dims == tuple(range(n - len(dims), n))
+    what = Head(
+        call,
+        term,
+        len(dims) if trailing else 0,
+        SAMPLE["std"] if prior is None else SAMPLE[prior.form]._replace(bounds=prior.bounds),
+    )
+    if _exported():
+        _check_exported(name, key, generator)
+        z_or_none, total = decomposed(what, mu, scale, None, loc, of_prior, exported=True)
+        z = z_or_none if z is None else z
+    elif not draws:
+        _, total = _ops.head(mu, scale, None, loc, of_prior, *what.options())
+    else:
+        if key is None:
+            key = _fresh_key(mu, scale, generator, samples)
+        elif samples is not None:
+            key, global_shape, global_offset = _flat_samples(
+                sample_shape, key, global_shape, global_offset
+            )
+        if global_shape is not None and global_offset is not None:
+            what = what._replace(call=call._replace(block=(global_shape, global_offset)))
+        z, total = _ops.head(mu, scale, key, loc, of_prior, *what.options())
+        z, total = as_sampled(z, sample_shape), as_sampled(total, sample_shape)
+    if not trailing:
+        total = total.sum([d - n for d in dims])
+    if name == "fused_kl_divergence":
+        return total if len(dims) > 0 else total.to(wider)  # type: ignore[return-value]
+    assert z is not None
+    return z, total
+
+
+@functools.lru_cache(maxsize=64, typed=True)
+def _known_head(
+    term: str,
+    form: str,
+    n: int,
+    dim: Any,
+    clamp: Any,
+    min_std: Any,
+    sample_shape: Any,
+    prior_form: str,
+    prior_bounds: Bounds | None,
+) -> Head | None:
+    """Of what nearly every call is: with sums over the last dimensions, if any."""
+    dims = _validate.check_dims("", dim, (1,) * n)
+    if dims != tuple(range(n - len(dims), n)):
+        return None
+    call, bounds = SAMPLE[form], _validate.bounds_of("", clamp, min_std)
+    if bounds is not None or len(sample_shape) > 0:
+        call = _with(call, bounds, math.prod(sample_shape) if len(sample_shape) > 0 else None)
+    prior = SAMPLE[prior_form]
+    return Head(call, term, len(dims), prior._replace(bounds=prior_bounds))
+
+
+def plain_head(
+    term: str,
+    mu: Any,
+    log_var: Tensor | float | None,
+    log_std: Tensor | float | None,
+    std: Tensor | float | None,
+    rho: Tensor | float | None,
+    clamp: Clamp | None,
+    min_std: float,
+    dim: int | Sequence[int] | None,
+    prior: torch.distributions.Normal | None = None,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | Literal[False] | None = False,
+) -> tuple[Tensor, Tensor] | None:
+    """A plain eager call of a head, as `plain`; None for any other, errors included. Without a
+    key it draws by a generator, of which None is torch's own and False is no noise."""
+    if is_compiling() or (key is not None and generator) or len(sample_shape) > 1:
+        return None
+    loc = of_prior = None
+    prior_form, prior_bounds = "std", None
+    try:
+        form, scale = _validate.form_of("", log_var, log_std, std, rho)
+        if prior is not None:
+            loc, of_prior, prior_form, prior_bounds = _validate.prior_of("", prior)
+        head = _known_head(
+            term,
+            form,
+            max(mu.dim(), scale.dim()),  # type: ignore[union-attr]
+            dim,
+            clamp,
+            min_std,
+            sample_shape,
+            prior_form,
+            prior_bounds,
+        )
+    except Exception:
+        return None  # the long way has the words for it
+    if head is None:
+        return None
+    result = head.plain(mu, scale, key, loc, of_prior, False if key is not None else generator)
+    if result is not None and len(result) == 3:
+        result = Heads.apply(head, result, mu, scale, loc, of_prior)  # type: ignore[attr-defined]
+    return result  # type: ignore[no-any-return]
+
+
+def _fresh_key(
+    mu: Tensor, scale: Tensor, generator: torch.Generator | None, samples: int | None
+) -> Tensor:
+    if is_compiling() and generator is None and not _are_functorch_transforms_active():
+        return _ops.traced_key(mu, scale, samples)
+    if not is_compiling() and _levels(TransformType.Vmap) == 0:
+        return _ops.draw_key(mu, scale, None, generator, samples)
+    return _draw.mapped_key(mu.device, generator)
+
+
 def kl_divergence(
     function: Callable[..., Tensor],
     mu: Tensor,
@@ -242,9 +438,23 @@ def kl_divergence(
     rho: Tensor | float | None,
     clamp: Clamp | None,
     min_std: float,
+    dim: int | Sequence[int] | None,
+    prior: torch.distributions.Normal | None,
 ) -> Tensor:
     """A call of fused_kl_divergence, which is `function`."""
     name = "fused_kl_divergence"
+    if dim != () or prior is not None:
+        result = plain_head(
+            "kl_divergence", mu, log_var, log_std, std, rho, clamp, min_std, dim, prior
+        )
+        if result is not None:
+            if dim != ():
+                return result[1]
+            # That of each element is of the dtype of a sample.
+            _, scale = _validate.form_of(name, log_var, log_std, std, rho)
+            return result[1].to(_result_type(mu, scale))  # type: ignore[arg-type]
+        options = {"clamp": clamp, "min_std": min_std, "dim": dim, "prior": prior}
+        return head(function, "kl_divergence", mu, log_var, log_std, std, rho, options)  # type: ignore[return-value]
     form, scale = _validate.form_of(name, log_var, log_std, std, rho)
     call = KL_DIVERGENCE[form]
     if clamp is not None or min_std != 0:

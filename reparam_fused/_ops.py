@@ -6,13 +6,16 @@
     noise(key, size, dtype, ...) -> eps
     kl_divergence(mu, scale, ...) -> kl
     kl_divergence_backward(grad, scale, ...) -> grad_scale
+    head(mu, scale, key, loc, prior, ...) -> (z, total)
+    head_backward(mu, scale, key, loc, prior, grad_z, grad_total, ...) -> gradients
     derive(keys, data, first, num) -> keys
+    draw_key(mu, scale, fresh=None, generator=None, ...) -> key
     sample(mu, scale, generator=None, ...) -> (z, key)
     sample_fresh(mu, scale, fresh, ...) -> (z, key)
     sample_at(mu, scale, seed, offset, ...) -> (z, key)
     traced_sample(mu, scale, ...) -> z
 
-The first seven are pure functions: randomness enters only through the key. `sample` draws a
+The first nine are pure functions: randomness enters only through the key. `sample` draws a
 key, on a GPU in the kernel that uses it: at the place of a generator that `sample_at` is
 told. `sample_fresh` is `sample` in a graph, where an empty tensor of its own keeps two calls
 from being merged into one; `traced_sample` gives it that tensor.
@@ -22,6 +25,12 @@ clamp of it, and what is added to sigma. A backward that does not depend on the 
 None. (global_shape, global_offset) is the block's place in a larger tensor, of whose noise it
 takes its part. `samples` of each element are a dimension of z before the others, over which
 `samples_backward` sums. A key is a uint64 or int64 tensor, of the same 128 bits.
+
+`head` gives beside the sample the sums of a `term` over the last `summed` dimensions, float32 for
+the half types: of kl_divergence, from N(0, 1) or from a prior of mean loc, whose scale has a form
+and bounds of its own, without a key also without a sample; of log_prob, that of the sample; or of
+tanh_log_prob, of which z is the tanh of the sample. Of its backward, gradients that there are not
+are empty, as is in a log_prob that of mu, which is grad_z.
 """
 
 from __future__ import annotations
@@ -42,6 +51,11 @@ _FORM = "str form='log_var'"
 _BLOCK = "SymInt[]? global_shape=None, SymInt[]? global_offset=None"
 _BOUNDS = "float[]? bounds=None"
 _SAMPLES = f"{_BOUNDS}, SymInt? samples=None"
+_OF_HEAD = "Tensor mu, Tensor scale, Tensor? key, Tensor? loc, Tensor? prior"
+_OPTIONS_OF_HEAD = (
+    f"{_FORM}, str prior_form='std', {_BLOCK}, {_BOUNDS}, float[]? prior_bounds=None, "
+    "SymInt? samples=None"
+)
 _PURE = {
     "sample_from_key": f"(Tensor mu, Tensor scale, Tensor key, {_FORM}, {_BLOCK}, {_SAMPLES})"
     " -> Tensor",
@@ -52,9 +66,15 @@ _PURE = {
     "noise": f"(Tensor key, SymInt[] size, ScalarType dtype, {_BLOCK}) -> Tensor",
     "kl_divergence": f"(Tensor mu, Tensor scale, {_FORM}, {_BOUNDS}) -> Tensor",
     "kl_divergence_backward": f"(Tensor grad, Tensor scale, {_FORM}, {_BOUNDS}) -> Tensor",
+    "head": f"({_OF_HEAD}, str term, int summed, {_OPTIONS_OF_HEAD}) -> (Tensor z, Tensor total)",
+    "head_backward": f"({_OF_HEAD}, Tensor? grad_z, Tensor grad_total, str term, int summed, "
+    f"{_OPTIONS_OF_HEAD}) -> (Tensor grad_mu, Tensor grad_scale, Tensor grad_loc, "
+    "Tensor grad_prior)",
     "derive": "(Tensor keys, Tensor? data, SymInt first, SymInt num) -> Tensor",
 }
 _DRAWING = {
+    "draw_key": "(Tensor mu, Tensor scale, Tensor? fresh=None, Generator? generator=None, "
+    "SymInt? samples=None) -> Tensor",
     "sample": f"(Tensor mu, Tensor scale, Generator? generator=None, {_FORM}, {_SAMPLES})"
     " -> (Tensor z, Tensor key)",
     "sample_at": "(Tensor mu, Tensor scale, int seed, int offset, Tensor? captured_seed=None, "
@@ -63,6 +83,8 @@ _DRAWING = {
     " -> (Tensor z, Tensor key)",
     "traced_sample": f"(Tensor mu, Tensor scale, {_FORM}, {_SAMPLES}) -> Tensor",
 }
+#: What head adds up
+TERMS = ("kl_divergence", "log_prob", "tanh_log_prob")
 _SCHEMAS = _PURE | _DRAWING
 _TAGS = {op: [torch.Tag.pt2_compliant_tag] for op in _SCHEMAS}
 for _op in _DRAWING:
@@ -177,6 +199,75 @@ def _check_divergence(
     _check_form(form, bounds)
 
 
+def _check_head(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor | None,
+    loc: Tensor | None,
+    prior: Tensor | None,
+    term: str,
+    summed: int,
+    form: str = "log_var",
+    prior_form: str = "std",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Sequence[float] | None = None,
+    prior_bounds: Sequence[float] | None = None,
+    samples: int | None = None,
+) -> None:
+    _check_form(form, bounds)
+    _check_form(prior_form, prior_bounds)
+    _require(term in TERMS, f"expected term to be {' or '.join(TERMS)}, got {term}")
+    shape: Sequence[int] = broadcast(mu.shape, scale.shape)
+    divergence = term == "kl_divergence"
+    _require(
+        0 <= summed <= len(shape),
+        f"expected summed to be 0 to {len(shape)}, got {summed}",
+    )
+    _require(
+        (loc is None) == (prior is None) and (prior is None or divergence),
+        "expected loc and prior, of a kl_divergence, or neither",
+    )
+    _require(
+        divergence or key is not None,
+        f"expected a key for {term}",
+    )
+    _require(samples is None or not divergence, "kl_divergence takes no samples")
+    if samples is not None:
+        _require(samples >= 0, f"expected samples not to be negative, got {samples}")
+        shape = (samples, *shape)
+    dtype = torch.result_type(mu, scale)
+    for t in (loc, prior):
+        _require(
+            t is None or (t.dtype == dtype and broadcast(t.shape, torch.Size(shape)) == shape),
+            f"expected loc and prior of {dtype} that broadcast to {tuple(shape)}",
+        )
+    if key is not None:
+        _check_place(shape, key, global_shape, global_offset)
+
+
+def _check_head_backward(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor | None,
+    loc: Tensor | None,
+    prior: Tensor | None,
+    grad_z: Tensor | None,
+    grad_total: Tensor,
+    term: str,
+    summed: int,
+    *options: Any,
+) -> None:
+    _check_head(mu, scale, key, loc, prior, term, summed, *options)
+    _require((grad_z is None) == (key is None), "expected a key and grad_z, or neither")
+    fake = _fake_head(mu.to("meta"), scale.to("meta"), key, loc, prior, term, summed, *options)
+    for name, t, like in (("grad_z", grad_z, fake[0]), ("grad_total", grad_total, fake[1])):
+        _require(
+            t is None or (t.dtype == like.dtype and t.shape == like.shape),
+            f"expected {name} of {like.dtype} {tuple(like.shape)}",
+        )
+
+
 def _check_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> None:
     _check_place(size, key, *block)
 
@@ -210,6 +301,8 @@ _CHECKS: dict[str, Callable[..., None]] = {
     "noise": _check_noise,
     "kl_divergence": _check_divergence,
     "kl_divergence_backward": _check_divergence,
+    "head": _check_head,
+    "head_backward": _check_head_backward,
     "derive": _check_derive,
 }
 
@@ -295,6 +388,42 @@ def _traced_sample(mu: Tensor, scale: Tensor, *options: Any) -> Tensor:
         return sample_fresh(mu, scale, fresh, *options)[0]
 
 
+def _draw_key(
+    mu: Tensor,
+    scale: Tensor,
+    fresh: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    samples: int | None = None,
+) -> Tensor:
+    return _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale, samples))
+
+
+def _draw_key_on_cuda(
+    mu: Tensor,
+    scale: Tensor,
+    fresh: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    samples: int | None = None,
+) -> Tensor:
+    blocks = _draw.blocks(mu, scale, samples)
+    if blocks == 0:
+        return _draw.draw_key(mu.device, generator, 0)
+    # By the kernel that draws one element: torch's own operations would take two.
+    with _draw.drawn(mu.device, generator, blocks) as position:
+        captured = position.captured or (None, None)
+        one = mu.as_strided((1,), (1,))
+        return sample_at(one, one, position.seed, position.offset, *captured, "std")[1]
+
+
+def traced_key(mu: Tensor, scale: Tensor, samples: int | None) -> Tensor:
+    """A key that is drawn by the graph of torch.compile whenever that is run."""
+    fresh = torch.empty((), dtype=torch.int64, device=mu.device)
+    return draw_key(mu, scale, fresh, None, samples)
+
+
+library.impl("draw_key", _draw_key, "CompositeExplicitAutograd")
+library.impl("draw_key", _draw_key_on_cuda, "CUDA")
+
 # Composite: dynamo leaves it to what traces the joint graph, which sees the draw itself.
 library.impl("traced_sample", _traced_sample, "CompositeImplicitAutograd")
 library.impl("sample_fresh", _sample_fresh, "CompositeExplicitAutograd")
@@ -344,6 +473,58 @@ def _fake_samples_backward(grad_z: Tensor, scale: Tensor | None, *_: Any) -> tup
     return _fake(one, scale), _fake(one, scale)
 
 
+def _fake_head(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor | None,
+    loc: Tensor | None,
+    prior: Tensor | None,
+    term: str,
+    summed: int,
+    form: str = "log_var",
+    prior_form: str = "std",
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+    bounds: Bounds | None = None,
+    prior_bounds: Bounds | None = None,
+    samples: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    one = torch.broadcast_shapes(mu.shape, scale.shape)
+    shape = one if samples is None else torch.Size((samples, *one))
+    z = mu.new_empty(shape, dtype=torch.add(mu, scale).dtype)
+    dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+    total = z.new_empty(z.shape[: z.dim() - summed], dtype=dtype)
+    return z if key is not None else z.new_empty(0), total
+
+
+def _fake_head_backward(
+    mu: Tensor,
+    scale: Tensor,
+    key: Tensor | None,
+    loc: Tensor | None,
+    prior: Tensor | None,
+    grad_z: Tensor | None,
+    grad_total: Tensor,
+    term: str,
+    summed: int,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    fake = torch.add(mu, scale)
+    shape = fake.shape if len(options) < 7 or options[6] is None else (options[6], *fake.shape)
+    grad = fake.new_empty(shape)
+    none = grad.new_empty(0)
+    return (
+        none if term == "log_prob" else grad,
+        torch.empty_like(grad),
+        none.clone() if prior is None else torch.empty_like(grad),
+        none.clone() if prior is None else torch.empty_like(grad),
+    )
+
+
+def _fake_draw_key(mu: Tensor, *_: Any) -> Tensor:
+    return mu.new_empty((2,), dtype=torch.uint64)
+
+
 def _fake_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *_: Any) -> Tensor:
     return key.new_empty(size, dtype=dtype)
 
@@ -383,6 +564,9 @@ for _op, _result in {
     **dict.fromkeys(("sample", "sample_fresh"), _fake_sample),
     "sample_at": _fake_sample_at,
     "noise": _fake_noise,
+    "head": _fake_head,
+    "head_backward": _fake_head_backward,
+    "draw_key": _fake_draw_key,
     "derive": _fake_derive,
 }.items():
     torch.library.register_fake(f"reparam_fused::{_op}", _result, lib=library)  # type: ignore[arg-type]
@@ -410,6 +594,9 @@ samples_backward: Callable[..., tuple[Tensor, Tensor]] = _all.samples_backward.d
 noise: Callable[..., Tensor] = _all.noise.default
 kl_divergence: Callable[..., Tensor] = _all.kl_divergence.default
 kl_divergence_backward: Callable[..., Tensor] = _all.kl_divergence_backward.default
+head: Callable[..., tuple[Tensor, Tensor]] = _all.head.default
+head_backward: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = _all.head_backward.default
+draw_key: Callable[..., Tensor] = _all.draw_key.default
 derive: Callable[[Tensor, Tensor | None, int, int], Tensor] = _all.derive.default
 sample: Callable[..., tuple[Tensor, Tensor]] = _all.sample.default
 sample_at: Callable[..., tuple[Tensor, Tensor]] = _all.sample_at.default

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -226,6 +226,7 @@ def bounds_of(function: str, clamp: object, min_std: object) -> tuple[float, flo
 
 
 def check_reparameterize(
+    function: str,
     mu: object,
     form: str,
     scale: object,
@@ -234,9 +235,8 @@ def check_reparameterize(
     generator: object,
     global_shape: object,
     global_offset: object,
-) -> None:
-    """The arguments of fused_reparameterize."""
-    function = "fused_reparameterize"
+) -> torch.Size:
+    """The arguments of fused_reparameterize; the shape of one sample."""
     one = check_pair(function, mu, form, scale)
     shape = torch.Size((*sample_shape, *one)) if len(sample_shape) > 0 else one
     assert isinstance(mu, Tensor)
@@ -275,4 +275,69 @@ def check_reparameterize(
             raise RuntimeError(
                 f"{function}(): of sample_shape {tuple(sample_shape)} a block may be cut in the "
                 f"first dimension alone, got global_shape {tuple(global_shape)}"
+            )
+    return one
+
+
+def check_dims(function: str, dim: object, shape: Sequence[int]) -> tuple[int, ...]:
+    """dim must name dimensions of this shape, each once: which, from the first on."""
+    n = len(shape)
+    if dim is None:
+        return tuple(range(n))
+    dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+    if not all(isinstance(d, int) and not isinstance(d, bool) for d in dims):
+        raise TypeError(
+            f"{function}(): dim must be an int, a sequence of ints or None, got {dim!r}"
+        )
+    found = []
+    for d in dims:
+        # As torch has it, one dimension of a tensor without any may be named.
+        if not -max(n, 1) <= d < max(n, 1):
+            raise IndexError(
+                f"{function}(): dim must be in the range of [{-max(n, 1)}, {max(n, 1) - 1}], "
+                f"the dimensions of one sample, got {d}"
+            )
+        if n > 0:
+            found.append(d % n)
+    if len(set(found)) != len(found):
+        raise RuntimeError(f"{function}(): dim must name each dimension once, got {dim!r}")
+    return tuple(sorted(found))
+
+
+class Prior(NamedTuple):
+    """A normal distribution as its mean and a scale of some form."""
+
+    loc: Tensor
+    scale: Tensor
+    form: str
+    bounds: tuple[float, float, float] | None
+
+
+def prior_of(function: str, prior: object) -> Prior:
+    """prior must be a normal distribution."""
+    given = getattr(prior, "_parameters_of_kernels", None)
+    if given is not None:
+        return Prior(*given())
+    if not isinstance(prior, torch.distributions.Normal):
+        raise TypeError(
+            f"{function}(): prior must be torch.distributions.Normal, not {type(prior).__name__}"
+        )
+    return Prior(prior.loc, prior.scale, "std", None)
+
+
+def check_prior(function: str, prior: Prior, mu: Tensor, shape: Sequence[int]) -> None:
+    """The parameters of a prior must broadcast to the shape of mu and its scale."""
+    for t in (prior.loc, prior.scale):
+        check_tensor(function, "a parameter of prior", t)
+        if t.device != mu.device and not (t.dim() == 0 and t.device.type == "cpu"):
+            raise RuntimeError(
+                f"{function}(): prior must be on the device of mu, {mu.device}, got {t.device}"
+            )
+        fits = len(t.shape) <= len(shape) and all(
+            n in (1, m) for n, m in zip(reversed(t.shape), reversed(shape), strict=False)
+        )
+        if not fits:
+            raise RuntimeError(
+                f"{function}(): the shape of prior must broadcast to that of one sample, "
+                f"{tuple(shape)}, got {tuple(t.shape)}"
             )

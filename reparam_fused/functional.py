@@ -196,6 +196,8 @@ def fused_kl_divergence(
     *,
     clamp: Clamp | None = None,
     min_std: float = 0,
+    dim: int | Sequence[int] | None = (),
+    prior: torch.distributions.Normal | None = None,
 ) -> Tensor: ...
 @overload
 def fused_kl_divergence(
@@ -204,6 +206,8 @@ def fused_kl_divergence(
     log_std: Tensor | float,
     clamp: Clamp | None = None,
     min_std: float = 0,
+    dim: int | Sequence[int] | None = (),
+    prior: torch.distributions.Normal | None = None,
 ) -> Tensor: ...
 @overload
 def fused_kl_divergence(
@@ -212,6 +216,8 @@ def fused_kl_divergence(
     std: Tensor | float,
     clamp: Clamp | None = None,
     min_std: float = 0,
+    dim: int | Sequence[int] | None = (),
+    prior: torch.distributions.Normal | None = None,
 ) -> Tensor: ...
 @overload
 def fused_kl_divergence(
@@ -220,6 +226,8 @@ def fused_kl_divergence(
     rho: Tensor | float,
     clamp: Clamp | None = None,
     min_std: float = 0,
+    dim: int | Sequence[int] | None = (),
+    prior: torch.distributions.Normal | None = None,
 ) -> Tensor: ...
 def fused_kl_divergence(
     mu: Tensor,
@@ -230,14 +238,19 @@ def fused_kl_divergence(
     rho: Tensor | float | None = None,
     clamp: Clamp | None = None,
     min_std: float = 0,
+    dim: int | Sequence[int] | None = (),
+    prior: torch.distributions.Normal | None = None,
 ) -> Tensor:
-    r"""The Kullback-Leibler divergence of :math:`N(\mu, \sigma)` from :math:`N(0, 1)`, element by
-    element and in one pass: :math:`\tfrac{1}{2}\,(\mu^2 + \sigma^2 - 1 - \ln \sigma^2)`.
+    r"""The Kullback-Leibler divergence of :math:`N(\mu, \sigma)` from :math:`N(0, 1)`, or from a
+    prior :math:`N(m, s)`, in one pass: of each element, or summed over dimensions.
+
+    .. math::
+        \tfrac{1}{2}\left(\frac{(\mu - m)^2}{s^2} + \frac{\sigma^2}{s^2} - 1
+        - \ln \frac{\sigma^2}{s^2}\right)
 
     The regulariser of a VAE (Kingma and Welling, Auto-Encoding Variational Bayes, 2013,
     appendix B), as ``torch.distributions.kl_divergence(Normal(mu, sigma), Normal(0, 1))``, with
-    gradients of every order. Sum it over the dimensions of an example. The scale is given as to
-    :func:`fused_reparameterize`.
+    gradients of every order. The scale is given as to :func:`fused_reparameterize`.
 
     Near sigma = 1 the terms of the formula cancel, and what is left of them in float32 is mostly
     rounding; here the result keeps its relative accuracy down to the smallest divergence, as
@@ -253,21 +266,32 @@ def fused_kl_divergence(
         clamp ((float or None, float or None), optional): low and high end of a clamp of the scale
             as it was given. Default: no clamp.
         min_std (float): what is added to sigma; at least 0. Default: 0.
+        dim (int, sequence of ints or None, optional): the dimensions to sum over, as in
+            ``torch.sum``; None: all. Default: ``()``, none.
+        prior (torch.distributions.Normal, optional): the distribution from which the divergence
+            is taken, with parameters that broadcast to the shape of ``mu`` and the scale;
+            gradients reach them too. A :class:`reparam_fused.Normal` is taken in the form of its
+            scale: near equality of the two the divergence keeps its digits, where both forms are
+            ``log_var`` or ``log_std``, of these; else of the sigmas. Default: N(0, 1).
 
     Returns:
-        Tensor: at least 0, of the broadcast shape, with ``torch.result_type(mu, scale)`` and
-        the memory format that ``mu + scale`` has. Half types are computed in float32 and
+        Tensor: at least 0, of the broadcast shape without the dimensions ``dim``. A sum is
+        float32, for float64 arguments float64: the same bits for any number of threads, any batch
+        and any backend. The divergence of each element has ``torch.result_type(mu, scale)`` and,
+        from N(0, 1), the memory format of ``mu + scale``; half types are computed in float32 and
         rounded once. Under ``torch.autocast`` the dtype is that of the formula in torch's own
         operations. ``DTensor`` arguments give a ``DTensor``.
 
     Raises:
         TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
             said to be above.
-        RuntimeError: shapes that do not broadcast, or different devices.
+        RuntimeError: shapes that do not broadcast, different devices, or a dim named twice.
+        IndexError: a dim that the broadcast shape does not have.
         ValueError: no scale or more than one; a clamp whose low end is above the high one; a
             negative min_std.
 
-    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0.
+    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0. From a prior
+    whose sigma is 0 or infinite it may be NaN, as that of torch is.
 
     Example::
 
@@ -277,5 +301,197 @@ def fused_kl_divergence(
         tensor([0.0000e+00, 5.0000e-01, 2.5008e-07])
         >>> reparam_fused.fused_kl_divergence(mu, log_std=0.5 * log_var)
         tensor([0.0000e+00, 5.0000e-01, 2.5008e-07])
+        >>> fused_kl = reparam_fused.fused_kl_divergence
+        >>> fused_kl(mu, log_var, dim=-1, prior=torch.distributions.Normal(1.0, 2.0))
+        tensor(1.2041)
     """
-    return _call.kl_divergence(fused_kl_divergence, mu, log_var, log_std, std, rho, clamp, min_std)
+    return _call.kl_divergence(
+        fused_kl_divergence, mu, log_var, log_std, std, rho, clamp, min_std, dim, prior
+    )
+
+
+def fused_reparameterize_kl(
+    mu: Tensor,
+    log_var: Tensor | float | None = None,
+    *,
+    log_std: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    dim: int | Sequence[int] | None,
+    prior: torch.distributions.Normal | None = None,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The sample of :func:`fused_reparameterize` and the divergence of its distribution from
+    :math:`N(0, 1)`, or from a prior, summed over dimensions: in one pass, and one backward pass.
+
+    The head of a VAE (Kingma and Welling, Auto-Encoding Variational Bayes, 2013): the line
+    ``z = mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)`` and ``kl = 0.5 * (mu**2 +
+    log_var.exp() - 1 - log_var).sum(dim)``. The samples are those of
+    :func:`fused_reparameterize`, the divergence is that of :func:`fused_kl_divergence`, and the
+    gradients are those of both.
+
+    Args:
+        mu (Tensor), log_var, log_std, std, rho, clamp, min_std: as
+            :func:`fused_reparameterize` takes them.
+        dim (int, sequence of ints or None): the dimensions to sum over, of one sample, as in
+            ``torch.sum``; None: all.
+        prior (torch.distributions.Normal, optional): as :func:`fused_kl_divergence` takes it.
+            Default: N(0, 1).
+        sample_shape (sequence of ints): so many samples of each element. The divergence does not
+            depend on them, and has no such dimensions. Default: ``()``.
+        key, generator, global_shape, global_offset: as :func:`fused_reparameterize` takes them.
+
+    Returns:
+        (Tensor, Tensor): z, of ``torch.result_type(mu, scale)``, in row-major order; and the
+        divergence, of the broadcast shape without the dimensions ``dim``: float32, for float64
+        arguments float64. It has the same bits for any number of threads, any batch and any
+        backend, and so have z and, in float32 and the half types, the gradients.
+
+    Raises:
+        As :func:`fused_reparameterize` and :func:`fused_kl_divergence`; TypeError: a prior that is
+        not normal.
+
+    Example::
+
+        >>> import torch, reparam_fused
+        >>> mu, log_var = torch.zeros(2, 3), torch.full((2, 3), -1.0)
+        >>> k = reparam_fused.key(42)
+        >>> z, kl = reparam_fused.fused_reparameterize_kl(mu, log_var, dim=-1, key=k)
+        >>> z.shape, kl
+        (torch.Size([2, 3]), tensor([0.5518, 0.5518]))
+        >>> (z.square().mean() + kl.mean()).backward  # doctest: +ELLIPSIS
+        <bound method Tensor.backward of tensor(...)>
+    """
+    if global_shape is None and global_offset is None and sample_shape == ():
+        result = _call.plain_head(
+            "kl_divergence",
+            mu,
+            log_var,
+            log_std,
+            std,
+            rho,
+            clamp,
+            min_std,
+            dim,
+            prior,
+            (),
+            key,
+            generator,
+        )
+        if result is not None:
+            return result
+    options = {
+        "clamp": clamp,
+        "min_std": min_std,
+        "dim": dim,
+        "prior": prior,
+        "sample_shape": sample_shape,
+        "key": key,
+        "generator": generator,
+        "global_shape": global_shape,
+        "global_offset": global_offset,
+    }
+    return _call.head(
+        fused_reparameterize_kl, "kl_divergence", mu, log_var, log_std, std, rho, options
+    )
+
+
+def fused_reparameterize_log_prob(
+    mu: Tensor,
+    log_var: Tensor | float | None = None,
+    *,
+    log_std: Tensor | float | None = None,
+    std: Tensor | float | None = None,
+    rho: Tensor | float | None = None,
+    clamp: Clamp | None = None,
+    min_std: float = 0,
+    dim: int | Sequence[int] | None,
+    tanh: bool = False,
+    sample_shape: Sequence[int] = (),
+    key: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    global_shape: Sequence[int] | None = None,
+    global_offset: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""The sample of :func:`fused_reparameterize` and its log-density, summed over dimensions: in
+    one pass, and one backward pass.
+
+    .. math::
+        z = \mu + \sigma\,\epsilon, \qquad
+        \ln q(z) = -\tfrac{1}{2}\,\epsilon^2 - \ln \sigma - \tfrac{1}{2} \ln 2 \pi
+
+    As ``z = Normal(mu, sigma).rsample()`` and ``Normal(mu, sigma).log_prob(z).sum(dim)``, with the
+    gradient that autograd gives of both.
+
+    With ``tanh`` it is the head of a squashed Gaussian policy (Haarnoja et al., Soft Actor-Critic,
+    2018, appendix C): the action :math:`a = \tanh z` and its log-density, from which
+    :math:`\ln (1 - a^2) = 2\,(\ln 2 - z - \mathrm{softplus}(-2 z))` is taken off. Both, and
+    their gradients, stay finite and right where a rounds to 1 or -1.
+
+    Args:
+        mu (Tensor), log_var, log_std, std, rho, clamp, min_std: as
+            :func:`fused_reparameterize` takes them.
+        dim (int, sequence of ints or None): the dimensions to sum over, of one sample, as in
+            ``torch.sum``; None: all.
+        tanh (bool): whether tanh is applied to the sample. Default: False.
+        sample_shape, key, generator, global_shape, global_offset: as
+            :func:`fused_reparameterize` takes them.
+
+    Returns:
+        (Tensor, Tensor): z or a, of ``torch.result_type(mu, scale)``, in row-major order; and the
+        log-density, of ``sample_shape`` and the broadcast shape without the dimensions ``dim``:
+        float32, for float64 arguments float64. It has the same bits for any number of threads,
+        any batch and any backend, and so have z and, in float32 and the half types, the
+        gradients; those of several samples are added up by torch, within rounding.
+
+    Raises:
+        As :func:`fused_reparameterize`; IndexError: a dim that one sample does not have.
+
+    Example::
+
+        >>> import torch, reparam_fused
+        >>> mu, log_std = torch.zeros(2, 3), torch.full((2, 3), 3.0)
+        >>> k = reparam_fused.key(42)
+        >>> a, log_prob = reparam_fused.fused_reparameterize_log_prob(
+        ...     mu, log_std=log_std, dim=-1, tanh=True, key=k
+        ... )
+        >>> a.shape, log_prob
+        (torch.Size([2, 3]), tensor([79.2360, 68.1470]))
+    """
+    term = "tanh_log_prob" if tanh else "log_prob"
+    if global_shape is None and global_offset is None:
+        result = _call.plain_head(
+            term,
+            mu,
+            log_var,
+            log_std,
+            std,
+            rho,
+            clamp,
+            min_std,
+            dim,
+            None,
+            sample_shape,
+            key,
+            generator,
+        )
+        if result is not None:
+            return result
+    options = {
+        "clamp": clamp,
+        "min_std": min_std,
+        "dim": dim,
+        "tanh": tanh,
+        "sample_shape": sample_shape,
+        "key": key,
+        "generator": generator,
+        "global_shape": global_shape,
+        "global_offset": global_offset,
+    }
+    return _call.head(fused_reparameterize_log_prob, term, mu, log_var, log_std, std, rho, options)

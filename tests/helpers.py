@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reparam_fused import _extensions, _forms, _ops, _patch
+from reparam_fused import _extensions, _forms, _heads, _ops, _patch
 from reparam_fused.check.parts import DTYPES as DTYPES
 from reparam_fused.check.parts import assert_same_bits as assert_same_bits
 from reparam_fused.check.parts import extremes as extremes
@@ -71,6 +71,8 @@ def by_the_ops_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """No call is a plain one: every one goes through the dispatcher."""
     for name in ("plain", "plain_backward", "plain_draw"):
         monkeypatch.setattr(_forms.Call, name, lambda *_: None)
+    for name in ("plain", "plain_backward"):
+        monkeypatch.setattr(_heads.Head, name, lambda *_: None)
 
 
 def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
