@@ -11,7 +11,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 
-from . import _draw, reference
+from . import _draw, _validate, reference
 
 
 def _output_placements(shape: torch.Size, *operands: DTensor) -> list[Placement]:
@@ -123,6 +123,48 @@ def elementwise(
     return _as_whole(local, mu.device_mesh, placements, whole)
 
 
+def _place(
+    whole: torch.Size,
+    mesh: DeviceMesh,
+    placements: Sequence[Placement],
+    key: Tensor,
+) -> dict[str, Any]:
+    """This rank's block of the noise, and the keys for it."""
+    local_shape, offset = _block(whole, mesh, placements)
+    if isinstance(key, DTensor):
+        key = key.full_tensor()
+    # Dimensions that the key tells apart are cut with the key, and count from 0: but not those
+    # of samples, in which none is cut.
+    _, batch = reference.slice_keys(key, whole)
+    for dim in range(batch):
+        if key.size(dim) > 1:
+            key = key.narrow(dim, offset[dim], local_shape[dim])
+    return {
+        "key": key,
+        "global_shape": (*local_shape[:batch], *whole[batch:]),
+        "global_offset": (*[0] * batch, *offset[batch:]),
+    }
+
+
+def _drawing(
+    mu: DTensor,
+    scale: DTensor,
+    whole: torch.Size,
+    placements: Sequence[Placement],
+    key: Tensor | None,
+    generator: torch.Generator | None,
+    sample_shape: Sequence[int],
+) -> tuple[list[Placement], dict[str, Any]]:
+    """The placements of samples, of one's; and what tells a plain call its place in the whole."""
+    mesh, n = mu.device_mesh, len(sample_shape)
+    # The dimensions of samples come before those that the mesh cuts.
+    of_samples = [Shard(p.dim + n) if isinstance(p, Shard) else p for p in placements]
+    if key is None:
+        samples = math.prod(sample_shape) if n > 0 else None
+        key = _shared_key(mesh, mu.device, generator, _draw.blocks(mu, scale, samples))
+    return of_samples, _place(whole, mesh, of_samples, key)
+
+
 def reparameterize(
     call: Callable[..., Tensor],
     mu: Tensor,
@@ -134,38 +176,96 @@ def reparameterize(
 ) -> DTensor:
     """fused_reparameterize, which is `call`, of DTensors."""
     mu, scale = _checked("fused_reparameterize", mu, form, scale)
-    mesh = mu.device_mesh
     one = _meta(mu, scale)
     placements = _output_placements(one.shape, mu, scale)
     local_mu, local_scale = (_local(t, one.shape, placements) for t in (mu, scale))
-    # The dimensions of samples come before those that the mesh cuts.
     sample_shape: tuple[int, ...] = tuple(options["sample_shape"])
     n = len(sample_shape)
     whole = one if n == 0 else reference.output_of_samples(one, math.prod(sample_shape))
     if n > 1:
         whole = whole.view(*sample_shape, *one.shape)
-    shape = whole.shape
-    placements = [Shard(p.dim + n) if isinstance(p, Shard) else p for p in placements]
-    local_shape, offset = _block(shape, mesh, placements)
-    if key is None:
-        samples = math.prod(sample_shape) if n > 0 else None
-        key = _shared_key(mesh, mu.device, generator, _draw.blocks(mu, scale, samples))
-    elif isinstance(key, DTensor):
-        key = key.full_tensor()
-    # Dimensions that the key tells apart are cut with the key, and count from 0: but not those
-    # of samples, in which none is cut.
-    _, batch = reference.slice_keys(key, shape)
-    for dim in range(batch):
-        if key.size(dim) > 1:
-            key = key.narrow(dim, offset[dim], local_shape[dim])
-    global_shape = (*local_shape[:batch], *shape[batch:])
-    global_offset = (*[0] * batch, *offset[batch:])
-    z = call(
-        local_mu,
-        **{form: local_scale},
-        **options,
-        key=key,
-        global_shape=global_shape,
-        global_offset=global_offset,
+    placements, place = _drawing(mu, scale, whole.shape, placements, key, generator, sample_shape)
+    z = call(local_mu, **{form: local_scale}, **options, **place)
+    return _as_whole(z, mu.device_mesh, placements, whole)
+
+
+def _local_prior(
+    function: str,
+    prior: torch.distributions.Normal,
+    mesh: DeviceMesh,
+    shape: torch.Size,
+    placements: Sequence[Placement],
+) -> torch.distributions.Normal:
+    """This rank's part of a prior."""
+    from .distributions import Normal
+
+    given = _validate.prior_of(function, prior)
+    parts = []
+    for t in (given.loc, given.scale):
+        if isinstance(t, DTensor) and t.device_mesh == mesh:
+            parts.append(_local(t, shape, placements))
+        elif isinstance(t, DTensor) or t.dim() > 0 or t.requires_grad:
+            # Of a plain one each rank would have the gradient of its own part, and call it whole.
+            raise RuntimeError(
+                f"{function}(): the parameters of prior must be DTensors on the mesh of mu, or "
+                "plain tensors without dimensions and without gradient"
+            )
+        else:
+            parts.append(t)
+    loc, scale = parts
+    low, high, min_std = given.bounds or (None, None, 0.0)
+    local: dict[str, Any] = {"scale" if given.form == "std" else given.form: scale}
+    return Normal(loc, **local, clamp=(low, high), min_std=min_std, validate_args=False)
+
+
+def _summed(placement: Placement, dims: Sequence[int], added: int) -> Placement:
+    """How a result lies that is summed over dims, and has others before: in sums of the parts,
+    where the mesh cuts one of dims."""
+    if not isinstance(placement, Shard):
+        return placement
+    if placement.dim in dims:
+        return Partial()
+    return Shard(placement.dim - sum(d < placement.dim for d in dims) + added)
+
+
+def head(
+    function: Callable[..., Any],
+    mu: Tensor,
+    form: str,
+    scale: Tensor | float,
+    dims: Sequence[int],
+    options: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """A function that gives a sample and a sum over dims, or of fused_kl_divergence the sum, of
+    DTensors: of dims that the mesh cuts the sum is partial."""
+    name = function.__name__
+    options = {**options, "dim": tuple(dims)}
+    key, generator, global_shape, _ = (
+        options.pop(option, None)
+        for option in ("key", "generator", "global_shape", "global_offset")
     )
-    return _as_whole(z, mesh, placements, whole)
+    if global_shape is not None:
+        raise ValueError(f"{name}(): global_shape is for plain tensors; a DTensor knows its own")
+    mu, scale = _checked(name, mu, form, scale)
+    mesh = mu.device_mesh
+    one = _meta(mu, scale)
+    placements = _output_placements(one.shape, mu, scale)
+    local_mu, local_scale = (_local(t, one.shape, placements) for t in (mu, scale))
+    if options.get("prior") is not None:
+        options["prior"] = _local_prior(name, options["prior"], mesh, one.shape, placements)
+    rest = [n for d, n in enumerate(one.shape) if d not in dims]
+
+    def summed(total: Tensor, sample_shape: Sequence[int] = ()) -> DTensor:
+        whole = total.new_empty((*sample_shape, *rest), device="meta")
+        of_sum = [_summed(p, dims, len(sample_shape)) for p in placements]
+        return _as_whole(total, mesh, of_sum, whole)
+
+    if name == "fused_kl_divergence":
+        return summed(function(local_mu, **{form: local_scale}, **options))  # type: ignore[return-value]
+    sample_shape = tuple(options["sample_shape"])
+    whole = one.new_empty((*sample_shape, *one.shape))
+    of_z, place = _drawing(mu, scale, whole.shape, placements, key, generator, sample_shape)
+    z, total = function(local_mu, **{form: local_scale}, **options, **place)
+    # The divergence of samples is that of one.
+    z = _as_whole(z.contiguous(), mesh, of_z, whole)
+    return z, summed(total, () if "prior" in options else sample_shape)

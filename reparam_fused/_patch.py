@@ -10,6 +10,7 @@ import functools
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,10 +20,13 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.types import _size
 
 from . import _call, _extensions, _posteriors, _validate
+from ._autograd import Forward
 from ._forms import SAMPLE, Call
+from ._heads import Head, Heads
 from ._posteriors import Posterior, first_argument, is_exp_of_half, unclamped
 from .functional import fused_kl_divergence, fused_reparameterize
 
@@ -72,9 +76,7 @@ def _fusible(mean: object, spread: object) -> bool:
 
 def _plain_call(call: Call, mean: Any, scale: Any, generator: Any = None) -> Tensor | None:
     """Nearly every call, which _fusible would make a third longer."""
-    return (
-        None if torch.compiler.is_compiling() else _call.plain(call, mean, scale, None, generator)
-    )
+    return None if is_compiling() else _call.plain(call, mean, scale, None, generator)
 
 
 Method: TypeAlias = Callable[..., Any]
@@ -131,6 +133,156 @@ def _draws_by(generator: object, mean: Tensor) -> bool:
     )
 
 
+# sample() and kl() of one instance in one pass: where kl() was asked of what was sampled last, the
+# next sample is made with its divergence, for kl() to find. In the graph of autograd the two stay
+# the two functions that they are: the bits of neither depend on what was asked before, and a
+# backward of one leaves the other's alone. That is for plain calls, on the CPU: on a GPU, where a
+# sample draws its key itself, a key and then both would be as many kernels as the two are.
+
+
+@dataclass
+class _Pair:
+    """What is known of a class of which kl() is asked."""
+
+    #: The mean of what was sampled last, and whether kl() of that has been asked since
+    sampled: weakref.ref[Tensor] | None = None
+    asked: bool = False
+    #: How many more divergences may be made in vain: each that kl() finds pays for one
+    credit: int = 1
+
+
+# Of the classes that are patched, as _replacements: apart from it, for torch.compile guards that.
+_pairs: dict[type, _Pair] = {}
+
+
+class _Kept:
+    """The sums of a divergence, and of which tensors as they were they are."""
+
+    __slots__ = ("log_var", "mean", "total", "versions")
+
+    def __init__(self, mean: Tensor, log_var: Tensor, total: Tensor) -> None:
+        # Weakly: an instance may be given others, and these go.
+        self.mean, self.log_var = weakref.ref(mean), weakref.ref(log_var)
+        self.versions = mean._version, log_var._version
+        self.total = total
+
+    def is_of(self, mean: Tensor, log_var: Tensor) -> bool:
+        return (
+            self.mean() is mean
+            and self.log_var() is log_var
+            and self.versions == (mean._version, log_var._version)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tuple, ()  # a copy of an instance has tensors of its own
+
+
+_KEPT = "_reparam_fused_kl"
+
+
+@functools.lru_cache(maxsize=64)
+def _in_one_pass(
+    shape: torch.Size, stride: tuple[int, ...], other: tuple[int, ...], sums: tuple[int, ...]
+) -> bool:
+    """Whether it sums over the last dimensions, and gives z in the order that two tensors of
+    these strides have added up."""
+    n = len(shape)
+    mean, scale = (torch.empty_strided(shape, t, device="meta") for t in (stride, other))
+    row_major = torch.empty(shape, device="meta").stride()
+    return sums == tuple(range(n - len(sums), n)) and torch.add(mean, scale).stride() == row_major
+
+
+def _sample_with_kl(
+    pair: _Pair,
+    instance: Any,
+    call: Call,
+    mean: Tensor,
+    scale: Tensor,
+    sums: tuple[int, ...] | None,
+    generator: Any,
+) -> Tensor | None:
+    """The sample, for which the instance keeps its divergence; None where they are to be apart."""
+    if sums is None or not mean.is_cpu or call.form.name != "log_var":
+        return None
+    asked, pair.asked, pair.sampled = pair.asked, False, weakref.ref(mean)
+    if not asked or pair.credit == 0 or mean.shape != scale.shape or not _draws_by(generator, mean):
+        return None
+    held: dict[str, Any] = getattr(instance, "__dict__", {})
+    log_var = held.get("logvar")
+    if (
+        # Made anew whenever it is asked for
+        not isinstance(log_var, Tensor)
+        # Whose versions are not counted
+        or mean.is_inference()
+        or log_var.is_inference()
+        or not _in_one_pass(mean.shape, mean.stride(), scale.stride(), sums)
+    ):
+        return None
+    made = _head(call, sums).plain(mean, scale, None, None, None, generator)
+    if made is None:
+        return None
+    z, total, *key = made
+    if key:
+        z = Forward.apply(call, (z, *key), mean, scale)  # type: ignore[attr-defined]
+    held[_KEPT] = _Kept(mean, log_var, total)
+    pair.credit -= 1
+    return z  # type: ignore[no-any-return]
+
+
+def _head(call: Call, sums: tuple[int, ...]) -> Head:
+    return Head(call, "kl_divergence", len(sums))
+
+
+def _kl_of(
+    owner: type,
+    instance: Any,
+    mean: Tensor,
+    log_var: Tensor,
+    clamp: tuple[float, float] | None,
+    sums: tuple[int, ...],
+) -> Tensor:
+    """The divergence of an instance, of which a sample may have kept it."""
+    total = _kept_kl(owner, instance, mean)
+    if total is None:
+        total = fused_kl_divergence(mean, log_var, clamp=clamp, dim=sums)
+    elif torch.is_grad_enabled() and (mean.requires_grad or log_var.requires_grad):
+        head = _head(_log_var_within(clamp), sums)
+        given = None, total, None
+        _, total = Heads.apply(head, given, mean, log_var, None, None)  # type: ignore[attr-defined]
+    if mean.dtype == log_var.dtype == total.dtype:
+        return total
+    # Half types are added up in float32. On GPUs autocast has the formula in float32 as well.
+    return total.to(_call._result_type(mean, _call._autocast_exp(mean, log_var)))
+
+
+def _kept_kl(owner: type, instance: Any, mean: Tensor) -> Tensor | None:
+    """What an instance keeps, which it does not from then on."""
+    if is_compiling():
+        return None
+    pair = _pairs.get(owner)
+    if pair is None:
+        with _lock:
+            if owner in _replacements:
+                _pairs[owner] = _Pair()
+        return None
+    if pair.sampled is not None and pair.sampled() is mean:
+        pair.asked = True
+    kept = getattr(instance, "__dict__", {}).pop(_KEPT, None)
+    if (
+        isinstance(kept, _Kept)
+        and not torch._C._are_functorch_transforms_active()
+        and kept.is_of(mean, instance.logvar)
+    ):
+        pair.credit += 2
+        return kept.total
+    return None
+
+
+def _log_var_within(clamp: tuple[float, float] | None) -> Call:
+    call = SAMPLE["log_var"]
+    return call if clamp is None else Call(call.form, bounds=(*clamp, 0.0))
+
+
 def _diffusers_sample(owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def sample(self: Any, generator: Any = None) -> Tensor:
@@ -141,10 +293,18 @@ def _diffusers_sample(owner: type, original: Method) -> Method:
             and _fusible(mean, log_var)
             and _draws_by(generator, mean)
         ):
+            if not is_compiling() and (pair := _pairs.get(owner)) is not None:
+                sums = _DIFFUSERS_SUMS
+                z = _sample_with_kl(pair, self, SAMPLE["log_var"], mean, log_var, sums, generator)
+                if z is not None:
+                    return z
             return fused_reparameterize(mean, log_var, generator=generator)
         return original(self, generator)  # type: ignore[no-any-return]
 
     return sample
+
+
+_DIFFUSERS_SUMS = (1, 2, 3)
 
 
 def _diffusers_kl(owner: type, original: Method) -> Method:
@@ -157,7 +317,7 @@ def _diffusers_kl(owner: type, original: Method) -> Method:
             and not self.deterministic
             and _fusible(mean, log_var)
         ):
-            return fused_kl_divergence(mean, log_var).sum([1, 2, 3])
+            return _kl_of(owner, self, mean, log_var, None, _DIFFUSERS_SUMS)
         return original(self, other)  # type: ignore[no-any-return]
 
     return kl
@@ -219,10 +379,13 @@ def _posterior_sample(known: Posterior, owner: type, original: Method) -> Method
         form, scale, clamp = given
         if known.default_dtype and scale.dtype != (default := torch.get_default_dtype()):
             scale = scale.to(torch.promote_types(scale.dtype, default))
-        call = SAMPLE[form]
-        if clamp is not None:
-            call = Call(call.form, bounds=(*clamp, 0.0))
-        z = _plain_call(call, mean, scale, generator)
+        call = SAMPLE[form] if clamp is None else _log_var_within(clamp)
+        z = None
+        if not is_compiling() and (pair := _pairs.get(owner)) is not None:
+            sums = known.sums.get(mean.dim())
+            z = _sample_with_kl(pair, self, call, mean, scale, sums, generator)
+        if z is None:
+            z = _plain_call(call, mean, scale, generator)
         if z is not None:
             return z
         if not (_fusible(mean, scale) and _draws_by(generator, mean)):
@@ -250,8 +413,7 @@ def _posterior_kl(known: Posterior, owner: type, original: Method) -> Method:
             or getattr(self, "var", log_var).dtype != log_var.dtype  # as autocast has exp
         ):
             return original(self, *args, **options)
-        log_var, clamp = unclamped(log_var)
-        return fused_kl_divergence(mean, log_var, clamp=clamp).sum(known.sums[mean.dim()])
+        return _kl_of(owner, self, mean, *unclamped(log_var), known.sums[mean.dim()])
 
     return kl
 
@@ -302,6 +464,7 @@ def _remove(owner: type) -> None:
     if replacement.patches > 0:
         return
     del _replacements[owner]
+    _pairs.pop(owner, None)
     for name, method in replacement.methods.items():
         # Somebody's wrapper, which may still call the method: it now goes to the original.
         if vars(owner).get(name) is not method:
@@ -363,6 +526,9 @@ def patch(*targets: str | type) -> Patch:
     - ``kl()`` is replaced for a mean of 2 to 5 dimensions if it returns the divergence from the
       standard normal, summed over all dimensions but the first, or over the first three after
       it; else it is left as it is. Where it is replaced, ``var`` is taken to be ``exp(logvar)``.
+    - Where ``kl()`` is asked after ``sample()``, the next instance of the class has both from one
+      pass, on the CPU: it holds the divergence until ``kl()`` takes it, or its tensors are others.
+      The numbers and the gradients are those of the two calls made apart.
     - Everything else, ``__init__`` among it, is left as it is: what an instance holds when it is
       asked is what counts. Where autograd has it on record that ``std`` is still ``exp(logvar /
       2)``, and ``logvar`` a clamp by numbers, the kernel takes what was clamped: the gradient

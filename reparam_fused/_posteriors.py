@@ -28,7 +28,7 @@ class Posterior(NamedTuple):
     generator: str | None
     other: str | None
     #: Of a mean of so many dimensions kl() sums over these
-    sums: Mapping[int, list[int]]
+    sums: Mapping[int, tuple[int, ...]]
 
 
 def first_argument(
@@ -174,9 +174,9 @@ def _scale_of(cls: type, generator: str | None) -> tuple[str, str] | None:
     return None
 
 
-def _sums(cls: type) -> dict[int, list[int]]:
+def _sums(cls: type) -> dict[int, tuple[int, ...]]:
     """The dimensions over which kl() sums the divergence from the standard normal."""
-    sums: dict[int, list[int]] = {}
+    sums: dict[int, tuple[int, ...]] = {}
     for dim in range(2, 6):
         fields = _any_fields((2, 3, 4, 5, 6)[:dim], torch.float64)
         mean, log_var = fields["mean"], fields["logvar"]
@@ -185,7 +185,7 @@ def _sums(cls: type) -> dict[int, list[int]]:
         # What it cannot tell of so little an instance, it is left to tell itself.
         with suppress(Exception):
             kl = _ask(cls, "kl", fields)
-            for over in ([*range(1, dim)], [1, 2, 3][: dim - 1]):
+            for over in (tuple(range(1, dim)), (1, 2, 3)[: dim - 1]):
                 expected = each.sum(over)
                 if kl.shape == expected.shape and torch.allclose(kl, expected, rtol=1e-9):
                     sums[dim] = over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +14,12 @@ from torch.types import _Number, _size
 
 from . import _validate
 from ._forms import SAMPLE, Call
-from .functional import fused_kl_divergence, fused_reparameterize
+from .functional import (
+    fused_kl_divergence,
+    fused_reparameterize,
+    fused_reparameterize_kl,
+    fused_reparameterize_log_prob,
+)
 
 _CONSTRAINTS: dict[str, dict[str, constraints.Constraint]] = {
     "scale": {"loc": constraints.real, "scale": constraints.positive},
@@ -111,6 +117,20 @@ class Normal(torch.distributions.Normal):
         """The standard deviation, made of the form each time that it is asked for."""
         return self._call.std(self._given)
 
+    def _parameters_of_kernels(
+        self,
+    ) -> tuple[Tensor, Tensor, str, tuple[float, float, float] | None]:
+        """loc, the scale as it was given, its form and its bounds."""
+        return self.loc, self._given, self._call.form.name, self._bounds
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        """The scale and its bounds, as the functions of this package take them."""
+        options: dict[str, Any] = {self._call.form.name: self._given}
+        if self._bounds is not None:
+            options.update(clamp=self._bounds[:2], min_std=self._bounds[2])
+        return options
+
     @property
     def _log_scale(self) -> Tensor | None:
         """ln sigma where the form has it without a logarithm."""
@@ -137,11 +157,8 @@ class Normal(torch.distributions.Normal):
     ) -> Tensor:
         """Samples of shape ``(*sample_shape, *batch_shape)`` with the gradients of the
         parameters, by :func:`fused_reparameterize`: see there for the key and the generator."""
-        options: dict[str, Any] = {"std" if self.form == "scale" else self.form: self._given}
-        if self._bounds is not None:
-            options.update(clamp=self._bounds[:2], min_std=self._bounds[2])
         return fused_reparameterize(
-            self.loc, sample_shape=sample_shape, key=key, generator=generator, **options
+            self.loc, sample_shape=sample_shape, key=key, generator=generator, **self._options
         )
 
     def sample(
@@ -154,6 +171,110 @@ class Normal(torch.distributions.Normal):
         """As :meth:`rsample`, with the same numbers, without gradients."""
         with torch.no_grad():
             return self.rsample(sample_shape, key=key, generator=generator)
+
+    def rsample_and_log_prob(
+        self,
+        sample_shape: _size = (),
+        *,
+        dim: int | Sequence[int] | None = (),
+        tanh: bool = False,
+        key: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Samples and the log of their density in one pass, and one backward pass, by
+        :func:`fused_reparameterize_log_prob`.
+
+        .. math::
+            z = \mathrm{loc} + \sigma\,\epsilon, \qquad
+            \ln q(z) = -\tfrac{1}{2}\,\epsilon^2 - \ln \sigma - \tfrac{1}{2} \ln 2 \pi
+
+        Args:
+            sample_shape (sequence of ints): as :meth:`rsample` takes it.
+            dim (int, sequence of ints or None, optional): the dimensions of ``batch_shape`` to
+                sum the log-density over, as :class:`torch.distributions.Independent` would;
+                None: all. Default: ``()``, none.
+            tanh (bool): whether both are those of the tanh of the sample. Default: False.
+            key, generator: as :meth:`rsample` takes them.
+
+        Returns:
+            (Tensor, Tensor): the samples that :meth:`rsample` gives, or their tanh, of shape
+            ``(*sample_shape, *batch_shape)``; and the log-density, of that shape without the
+            dimensions ``dim``: float32, for float64 parameters float64.
+
+        Raises:
+            As :func:`fused_reparameterize_log_prob`.
+
+        Example::
+
+            >>> import torch, reparam_fused
+            >>> policy = reparam_fused.Normal(torch.zeros(2, 3), log_std=torch.zeros(3))
+            >>> action, log_prob = policy.rsample_and_log_prob(
+            ...     dim=-1, tanh=True, key=reparam_fused.key(42)
+            ... )
+            >>> action.shape, log_prob.shape
+            (torch.Size([2, 3]), torch.Size([2]))
+        """
+        return fused_reparameterize_log_prob(
+            self.loc,
+            dim=dim,
+            tanh=tanh,
+            sample_shape=sample_shape,
+            key=key,
+            generator=generator,
+            **self._options,
+        )
+
+    def rsample_and_kl(
+        self,
+        prior: torch.distributions.Normal | None = None,
+        sample_shape: _size = (),
+        *,
+        dim: int | Sequence[int] | None = (),
+        key: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        r"""Samples and the divergence of this distribution from a prior in one pass, and one
+        backward pass, by :func:`fused_reparameterize_kl`.
+
+        .. math::
+            z = \mathrm{loc} + \sigma\,\epsilon, \qquad
+            \mathrm{KL}\left(N(\mathrm{loc}, \sigma)\,\|\,\mathrm{prior}\right)
+
+        Args:
+            prior (torch.distributions.Normal, optional): of parameters that broadcast to
+                ``batch_shape``. Default: N(0, 1).
+            sample_shape (sequence of ints): as :meth:`rsample` takes it.
+            dim (int, sequence of ints or None, optional): the dimensions of ``batch_shape`` to
+                sum the divergence over; None: all. Default: ``()``, none.
+            key, generator: as :meth:`rsample` takes them.
+
+        Returns:
+            (Tensor, Tensor): the samples that :meth:`rsample` gives, of shape
+            ``(*sample_shape, *batch_shape)``; and the divergence, which does not depend on them,
+            of ``batch_shape`` without the dimensions ``dim``: float32, for float64 parameters
+            float64.
+
+        Raises:
+            As :func:`fused_reparameterize_kl`.
+
+        Example::
+
+            >>> import torch, reparam_fused
+            >>> posterior = reparam_fused.Normal(torch.zeros(2, 3), log_var=torch.full((3,), -1.0))
+            >>> prior = torch.distributions.Normal(0.0, 1.0)
+            >>> z, kl = posterior.rsample_and_kl(prior, dim=-1, key=reparam_fused.key(42))
+            >>> z.shape, kl
+            (torch.Size([2, 3]), tensor([0.5518, 0.5518]))
+        """
+        return fused_reparameterize_kl(
+            self.loc,
+            dim=dim,
+            prior=prior,
+            sample_shape=sample_shape,
+            key=key,
+            generator=generator,
+            **self._options,
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log of the density at ``value``, element by element."""
@@ -185,12 +306,26 @@ def _over(difference: Tensor, log_scale: Tensor) -> Tensor:
     return difference * root * root
 
 
+def _is_prior_of(q: torch.distributions.Normal, p: torch.distributions.Normal) -> bool:
+    """Whether the kernel takes q as the prior of p, with the shape and the dtype that p / q has."""
+    if torch.broadcast_shapes(p.batch_shape, q.batch_shape) != p.batch_shape:
+        return False
+    # Where all are without dimensions that of the prior would count as well.
+    return p.loc.dim() > 0 or len({t.dtype for d in (p, q) for t in (d.loc, d.scale)}) == 1
+
+
 def _kl(p: torch.distributions.Normal, q: torch.distributions.Normal) -> Tensor:
     """That of N((mu_p - mu_q) / sigma_q, sigma_p / sigma_q) from N(0, 1), which is the same.
 
-    And keeps its accuracy where p and q are nearly one.
+    And keeps its accuracy where p and q are nearly one. Of two sigmas the kernel does it in one
+    pass. Where one of the two has a logarithm it is done here: the kernel would take sigma of that
+    beside a sigma, and with it lose the digits and the range that the logarithm has; and of two
+    logarithms it would divide by sigma_q, which may be 0 where the two are equal.
     """
     of_p, of_q = (d._log_scale if isinstance(d, Normal) else None for d in (p, q))
+    if of_p is None and of_q is None and _is_prior_of(q, p):
+        options = p._options if isinstance(p, Normal) else {"std": p.scale}
+        return fused_kl_divergence(p.loc, prior=q, **options)
     difference = p.loc - q.loc
     if of_p is None and of_q is None:
         return fused_kl_divergence(difference / q.scale, std=p.scale / q.scale)

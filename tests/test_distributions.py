@@ -19,7 +19,14 @@ from torch.distributions.transforms import TanhTransform
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparam_fused
-from reparam_fused import Normal, fused_reparameterize, noise, patch
+from reparam_fused import (
+    Normal,
+    fused_reparameterize,
+    fused_reparameterize_kl,
+    fused_reparameterize_log_prob,
+    noise,
+    patch,
+)
 
 Torchs = torch.distributions.Normal
 KEY = key_of(21)
@@ -387,6 +394,167 @@ def test_bounds_are_checked() -> None:
         Normal(0.0, log_var=1.0, min_std="1")  # type: ignore[arg-type]
 
 
+@forms
+@bounded
+@pytest.mark.parametrize("sample_shape", [(), (2,), (2, 2)])
+@pytest.mark.parametrize("dim", [(), -1, None])
+def test_heads_are_those_of_the_functions(
+    form: str,
+    bounds: dict[str, Any],
+    sample_shape: tuple[int, ...],
+    dim: Any,
+    device: torch.device,
+) -> None:
+    """To the bit; and the sample is that of rsample."""
+    loc, scale = parameters(4, 3, dtype=torch.float32, device=device)
+    prior = Torchs(*(t.detach() for t in parameters(3, seed=8, dtype=torch.float32, device=device)))
+    normal, key = Normal(loc, **{form: scale}, **bounds), KEY.to(device)
+    options: dict[str, Any] = {{"scale": "std"}.get(form, form): scale, **bounds, "dim": dim}
+    options |= {"sample_shape": sample_shape, "key": key}
+    given = {"dim": dim, "key": key}
+    for ours, theirs in (
+        (
+            normal.rsample_and_log_prob(sample_shape, **given),
+            fused_reparameterize_log_prob(loc, **options),
+        ),
+        (
+            normal.rsample_and_log_prob(sample_shape, tanh=True, **given),
+            fused_reparameterize_log_prob(loc, tanh=True, **options),
+        ),
+        (
+            normal.rsample_and_kl(sample_shape=sample_shape, **given),
+            fused_reparameterize_kl(loc, **options),
+        ),
+        (
+            normal.rsample_and_kl(prior, sample_shape, **given),
+            fused_reparameterize_kl(loc, prior=prior, **options),
+        ),
+    ):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_same_bits(a.detach(), b.detach())
+    for z, _ in (
+        normal.rsample_and_log_prob(sample_shape, key=key),
+        normal.rsample_and_kl(None, sample_shape, key=key),
+    ):
+        assert_same_bits(z.detach(), normal.rsample(sample_shape, key=key).detach())
+
+
+@forms
+@bounded
+def test_gradients_of_heads(form: str, bounds: dict[str, Any], device: torch.device) -> None:
+    """Those of the eager lines with the noise of the key, of the parameters and of a prior's."""
+    loc, scale = parameters(4, 3, device=device)
+    of_prior = parameters(3, seed=8, device=device)
+    normal, key = Normal(loc, **{form: scale}, **bounds), KEY.to(device)
+    eps = noise(KEY, 4, 3, dtype=torch.float64).to(device)
+    theirs = Torchs(loc, sigma_of(form, scale, **bounds))
+    z = theirs.loc + theirs.scale * eps
+    log_prob = theirs.log_prob(z)
+    squashed = log_prob - torch.log1p(-torch.tanh(z).square())
+    prior = Torchs(*of_prior)
+    leaves = (loc, scale, *of_prior)
+    for ours, expected in (
+        (normal.rsample_and_log_prob(dim=-1, key=key), (z, log_prob.sum(-1))),
+        (normal.rsample_and_log_prob(dim=-1, tanh=True, key=key), (z.tanh(), squashed.sum(-1))),
+        (
+            normal.rsample_and_kl(dim=-1, key=key),
+            (z, kl_divergence(theirs, Torchs(torch.zeros_like(loc), 1.0)).sum(-1)),
+        ),
+        (
+            normal.rsample_and_kl(prior, dim=-1, key=key),
+            (z, kl_divergence(theirs, prior).sum(-1)),
+        ),
+    ):
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+        gradients = (
+            torch.autograd.grad(
+                sum(t.square().sum() for t in pair), leaves, retain_graph=True, allow_unused=True
+            )
+            for pair in (ours, expected)
+        )
+        for a, b in zip(*gradients, strict=True):
+            if a is None or b is None:
+                assert a is b
+            else:
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_heads_draw(device: torch.device) -> None:
+    """As rsample does, by the seed and by a generator."""
+    normal = Normal(*(t.detach() for t in parameters(4, 3, device=device)))
+    generator = torch.Generator(device)
+    for call in (normal.rsample_and_log_prob, normal.rsample_and_kl):
+        torch.manual_seed(1)
+        z = call(dim=-1)[0]
+        torch.manual_seed(1)
+        assert_same_bits(z, normal.rsample())
+        z = call(dim=-1, generator=generator.manual_seed(3))[0]
+        assert_same_bits(z, normal.rsample(generator=generator.manual_seed(3)))
+    with pytest.raises(IndexError, match=r"fused_reparameterize_kl\(\): dim must be in the range"):
+        normal.rsample_and_kl(dim=2)
+    with pytest.raises(TypeError, match=r"prior must be torch.distributions.Normal, not float"):
+        normal.rsample_and_kl(0.0, dim=-1)  # type: ignore[arg-type]
+
+
+SIGMAS = {  # of q, and whether the kernel takes it as the prior of a p of (4, 3)
+    "as p": ((4, 3), True),
+    "a row": ((3,), True),
+    "one": ((), True),
+    "more": ((2, 4, 3), False),
+}
+
+
+@pytest.mark.parametrize("shape", SIGMAS)
+@pytest.mark.parametrize("form", ["scale", "rho"])
+def test_divergence_of_two_sigmas(shape: str, form: str, device: torch.device) -> None:
+    """In one op, where q broadcasts to p; else of their ratio. Of the type that torch gives."""
+    seen: list[str] = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    of_q, at_once = SIGMAS[shape]
+    for dtype, dtype_of_q in ((torch.float32, torch.float64), (torch.float64, torch.float32)):
+        p = parameters(4, 3, dtype=dtype, device=device)
+        q = parameters(*of_q, seed=8, dtype=dtype_of_q, device=device)
+        ours, theirs = Normal(p[0], **{form: p[1]}), Torchs(p[0], SIGMA[form](p[1]))
+        second = Torchs(*q)
+        seen.clear()
+        with Spy():
+            kl = kl_divergence(ours, second)
+        assert ("aten.div.Tensor" not in seen) == at_once
+        expected = kl_divergence(theirs, second)
+        assert (kl.dtype, kl.shape) == (expected.dtype, expected.shape)
+        torch.testing.assert_close(kl, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("p_dtype", [torch.float32, torch.float64])
+def test_divergence_without_dimensions_has_the_type_of_torch(
+    p_dtype: torch.dtype, device: torch.device
+) -> None:
+    p = parameters(dtype=p_dtype, device=device)
+    q = parameters(seed=8, dtype=torch.float64, device=device)
+    kl = kl_divergence(Normal(*p), Torchs(*q))
+    assert kl.dtype == kl_divergence(Torchs(*p), Torchs(*q)).dtype == torch.float64
+
+
+def test_divergence_of_equals_beyond_the_range_of_sigma(device: torch.device) -> None:
+    """Of two logarithms, of which sigma_q is 0 or infinite in float32: 0 where they are equal."""
+    log_var = torch.tensor([-400.0, -300.0, -180.0, 0.0, 180.0, 300.0, 400.0], device=device)
+    zero = torch.zeros_like(log_var)
+    for q in (Normal(zero, log_var=log_var), Normal(zero, log_std=0.5 * log_var)):
+        kl = kl_divergence(Normal(zero, log_var=log_var), q)
+        assert_same_bits(kl, zero)
+        nearly = kl_divergence(Normal(zero, log_var=log_var + 0.5), q)
+        expected = 0.5 * (torch.expm1(torch.tensor(0.5)) - 0.5)
+        torch.testing.assert_close(nearly.cpu(), expected.expand(7), rtol=1e-4, atol=0)
+    near = Normal(zero + 1e-20, log_var=-170.0)
+    assert kl_divergence(near, Normal(zero, log_var=-170.0)).isfinite().all()
+
+
 @compilers("eager", "aot_eager", "inductor")
 def test_compiled(backend: str, device: torch.device) -> None:
     loc, log_var = parameters(4, 3, device=device)
@@ -397,7 +565,11 @@ def test_compiled(backend: str, device: torch.device) -> None:
     def loss(loc: Tensor, log_var: Tensor, key: Tensor | None) -> tuple[Tensor, Tensor]:
         normal = Normal(loc, log_var=log_var, clamp=(-1.0, 1.0))
         z = normal.rsample((2,), key=key)
-        return z, (normal.log_prob(z).sum() + kl_divergence(normal, prior).sum() + z.sum())
+        total = normal.log_prob(z).sum() + kl_divergence(normal, prior).sum() + z.sum()
+        total = total + kl_divergence(Normal(loc, rho=log_var), prior).sum()
+        a, log_prob = normal.rsample_and_log_prob((2,), dim=-1, tanh=True, key=key)
+        w, kl = normal.rsample_and_kl(prior, dim=-1, key=key)
+        return z, total + a.sum() + log_prob.sum() + w.sum() + kl.sum()
 
     torch.compiler.reset()
     compiled = torch.compile(loss, backend=backend, fullgraph=True)

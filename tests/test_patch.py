@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import pickle
 import random
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +28,7 @@ from torch.autograd import forward_ad
 from torch.distributions import HalfNormal, Independent, LogNormal, Normal
 
 import reparam_fused
-from reparam_fused import _extensions, _patch, _posteriors, patch
+from reparam_fused import _extensions, _heads, _patch, _posteriors, patch
 
 ORIGINAL = Normal.rsample
 VAE = "diffusers.models.autoencoders.vae"
@@ -38,6 +41,7 @@ def nothing_stays() -> Iterator[None]:
     yield
     assert vars(Normal)["rsample"] is ORIGINAL
     assert not _patch._replacements
+    assert not _patch._pairs
 
 
 @pytest.fixture
@@ -873,8 +877,8 @@ def test_kl_of_a_class(name: str, dtype: torch.dtype, device: torch.device) -> N
         if cls is not Softplus:
             assert_same_bits(instance.kl(None).detach(), kl.detach())
             assert instance.kl(instance) == instance.kl(other=instance) == "from another"
-            fused = reparam_fused.fused_kl_divergence(instance.mean, instance.logvar)
-            assert_same_bits(kl.detach(), fused.sum([1, 2, 3]).detach())
+            fused = reparam_fused.fused_kl_divergence(instance.mean, instance.logvar, dim=(1, 2, 3))
+            assert_same_bits(kl.detach(), fused.to(dtype).detach())
     assert (kl.shape, kl.dtype) == (expected.shape, expected.dtype)
     torch.testing.assert_close(kl, expected, rtol=0.02 if dtype.itemsize == 2 else 1e-5, atol=0)
     gradients = [
@@ -903,9 +907,9 @@ def test_kl_sums_as_the_class_does(dim: int, device: torch.device) -> None:
                 continue
             kl = instance.kl()
         torch.testing.assert_close(kl, instance.kl())
-        fused = reparam_fused.fused_kl_divergence(instance.mean, instance.logvar)
         over = tuple(range(1, dim)) if cls is Whole else (1, 2, 3)
-        assert torch.equal(kl, fused.sum(over)) or dim == 6
+        fused = reparam_fused.fused_kl_divergence(instance.mean, instance.logvar, dim=over)
+        assert torch.equal(kl, fused) or dim == 6
 
 
 @pytest.mark.parametrize(
@@ -1195,6 +1199,423 @@ def test_the_class_of_a_name_is_the_same_target(
     assert len(fused) == 1
     by_class.undo()
     assert Latents(latents(device)).sample() == ("original", None)
+
+
+NOT_PLAIN = "both are made in one pass by the module for plain calls, which is not there"
+needs_plain_calls = pytest.mark.skipif(not CALLS_CAN_BE_PLAIN, reason=NOT_PLAIN)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the kernels made at once: both, or a divergence alone."""
+    made: list[str] = []
+    plain, divergence = _heads.Head.plain, _patch.fused_kl_divergence
+
+    def count_plain(self: Any, *args: Any) -> Any:
+        result = plain(self, *args)
+        if result is not None and args[-1] is not False:
+            made.append("both")
+        return result
+
+    def count_divergence(*args: Any, **options: Any) -> Tensor:
+        made.append("kl")
+        return divergence(*args, **options)
+
+    monkeypatch.setattr(_heads.Head, "plain", count_plain)
+    monkeypatch.setattr(_patch, "fused_kl_divergence", count_divergence)
+    return made
+
+
+class Clamped(Latents):
+    """What is sampled of it is of its logvar, as of diffusers' own class."""
+
+    def __init__(self, parameters: Tensor) -> None:
+        super().__init__(parameters)
+        self.logvar = self.logvar.clamp(-30.0, 20.0)
+
+
+PAIRED: dict[str, Any] = {
+    "diffusers": Clamped, "clamp on record": Posterior, "generator": WithGenerator, "exp": ByExp
+}  # fmt: skip
+
+
+def asked_before(cls: Any) -> None:
+    """So that the next sample is made with its divergence."""
+    for _ in range(2):
+        instance = cls(latents().requires_grad_())
+        instance.sample()
+        instance.kl()
+
+
+@pytest.fixture(params=PAIRED)
+def paired(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A class that is patched and has been asked for both."""
+    if not CALLS_CAN_BE_PLAIN:
+        pytest.skip(NOT_PLAIN)
+    cls = PAIRED[request.param]
+    if cls is Clamped:
+        vae = ModuleType(VAE)
+        vae.DiagonalGaussianDistribution = cls  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "diffusers", ModuleType("diffusers"))
+        monkeypatch.setitem(sys.modules, VAE, vae)
+    with patch("diffusers" if cls is Clamped else cls):
+        asked_before(cls)
+        yield cls
+
+
+def drawn(cls: Any, parameters: Tensor) -> tuple[Tensor, ...]:
+    """A sample, its divergence, and the gradients of each where they are wanted."""
+    instance = cls(parameters)
+    torch.manual_seed(2)
+    z, kl = instance.sample(), instance.kl()
+    state = torch.get_rng_state()
+    if not parameters.requires_grad:
+        return z, kl, state
+    weight = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).view_as(z)
+    loss = (z * weight).sum() + kl.square().sum()
+    (both,) = torch.autograd.grad(loss, parameters, create_graph=True)
+    (second,) = torch.autograd.grad(both.square().sum(), parameters)
+    return z, kl, state, both, second
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_one_pass_gives_what_two_give(
+    paired: Any, passes: list[str], dtype: torch.dtype, grad: bool
+) -> None:
+    """Bit for bit: the sample, the sum, the gradients of two orders, and where the seed is left."""
+    parameters = (latents() * 12).to(dtype).requires_grad_(grad)
+    _patch._pairs[paired].asked = False
+    apart = drawn(paired, parameters)
+    assert passes == ["kl"]
+    passes.clear()
+    at_once = drawn(paired, parameters)
+    takes_std = paired in (Posterior, WithGenerator) and not grad  # of which kl is no function
+    assert passes == (["kl"] if takes_std else ["both"])
+    assert torch.equal(at_once[2], apart[2])
+    for ours, theirs in zip(at_once[:2] + at_once[3:], apart[:2] + apart[3:], strict=True):
+        assert_same_bits(ours.detach(), theirs.detach())
+        assert (ours.stride(), ours.requires_grad) == (theirs.stride(), theirs.requires_grad)
+
+
+def test_one_pass_and_the_eager_line(paired: Any, passes: list[str]) -> None:
+    parameters = latents().requires_grad_()
+    instance = paired(parameters)
+    z, kl = instance.sample(), instance.kl()
+    assert passes == ["both"]
+    assert not any("kl" in name for name in vars(instance))
+    mean, log_var = parameters.chunk(2, 1)
+    eps = ((z - mean) / torch.exp(0.5 * log_var)).detach()
+    by_hand = mean + torch.exp(0.5 * log_var) * eps
+    exact = 0.5 * (mean.square() + log_var.exp() - 1 - log_var).sum((1, 2, 3))
+    torch.testing.assert_close(kl, exact, rtol=1e-12, atol=0)
+    ours, theirs = (
+        torch.autograd.grad(a.square().sum() + (b * torch.arange(2)).sum(), parameters)[0]
+        for a, b in ((z, kl), (by_hand, exact))
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@needs_plain_calls
+def test_a_backward_of_one_leaves_that_of_the_other(passes: list[str]) -> None:
+    """As of two calls, of leaves: none of them is asked to retain a graph."""
+
+    class OfLeaves(ByExp):
+        def __init__(self, parameters: Tensor) -> None:
+            super().__init__(parameters)
+            self.mean, self.logvar = (
+                t.detach().clone().requires_grad_() for t in parameters.chunk(2, 1)
+            )
+
+    for first, second in ((0, 1), (1, 0)):
+        with patch(OfLeaves):
+            asked_before(OfLeaves)
+            passes.clear()
+            instance = OfLeaves(latents())
+            both = instance.sample(), instance.kl()
+        assert passes == ["both"]
+        both[first].sum().backward()
+        before = instance.mean.grad.clone()
+        both[second].sum().backward()
+        gained = instance.mean.grad - before
+        torch.testing.assert_close(gained, instance.mean.detach() if second else gained * 0 + 1)
+
+
+def test_a_checkpoint_finds_as_many_tensors(paired: Any) -> None:
+    """Though its first run is asked for the divergence apart, and the next ones at once."""
+    from torch.utils.checkpoint import checkpoint
+
+    def loss(parameters: Tensor) -> Tensor:
+        instance = paired(parameters)
+        return instance.sample().square().sum() + instance.kl().sum()
+
+    parameters = latents().requires_grad_()
+    for asked in (False, True):
+        _patch._pairs[paired].asked = asked
+        torch.manual_seed(1)
+        total = checkpoint(loss, parameters, use_reentrant=False)
+        _patch._pairs[paired].asked = not asked
+        (ours,) = torch.autograd.grad(total, parameters)
+        torch.manual_seed(1)
+        (theirs,) = torch.autograd.grad(loss(parameters), parameters)
+        assert_same_bits(ours, theirs)
+
+
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "mean in place": lambda d: d.mean.mul_(2),
+    "what it is a part of in place": lambda d: d.mean._base.mul_(2),
+    "logvar in place": lambda d: d.logvar.mul_(2),
+    "another mean": lambda d: setattr(d, "mean", d.mean + 1),
+    "another logvar": lambda d: setattr(d, "logvar", d.logvar + 1),
+    "equal tensors": lambda d: vars(d).update(mean=d.mean.clone(), logvar=d.logvar.clone()),
+}
+
+
+@needs_plain_calls
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_divergence_is_that_of_what_is_held(change: str, passes: list[str]) -> None:
+    """Where that is another than what was sampled it is made anew."""
+    with patch(ByExp):
+        asked_before(ByExp)
+        instance = ByExp(latents())
+        passes.clear()
+        with torch.no_grad():
+            instance.sample()
+            CHANGES[change](instance)
+            instance.var = instance.logvar.exp()
+            kl = instance.kl()
+        assert passes == ["both", "kl"]
+    torch.testing.assert_close(kl, ByExp.kl(instance))
+
+
+@needs_plain_calls
+def test_gradients_are_wanted_of_the_divergence_alone(passes: list[str]) -> None:
+    """What was sampled without has them all the same; and the other way round it has none."""
+    parameters = latents().requires_grad_()
+    with patch(ByExp):
+        asked_before(ByExp)
+        passes.clear()
+        for wanted in (True, False):
+            instance = ByExp(parameters)
+            with torch.set_grad_enabled(not wanted):
+                instance.sample()
+            with torch.set_grad_enabled(wanted):
+                kl = instance.kl()
+            assert kl.requires_grad is wanted
+            if wanted:
+                (grad,) = torch.autograd.grad(kl.sum(), parameters)
+    assert passes == ["both", "both"]
+    (expected,) = torch.autograd.grad(ByExp(parameters).kl().sum(), parameters)
+    torch.testing.assert_close(grad, expected)
+
+
+@needs_plain_calls
+def test_who_asks_for_one_gets_one(passes: list[str]) -> None:
+    """A divergence is not made where none is asked: at most once more than it is found."""
+    new: Callable[[], Any] = lambda: ByExp(latents())  # noqa: E731
+    with patch(ByExp):
+        for _ in range(3):
+            new().sample()
+        assert passes == []
+        for _ in range(3):  # before what they sample
+            instance = new()
+            instance.kl()
+            instance.sample()
+        assert passes == ["kl"] * 3
+        passes.clear()
+        for _ in range(5):  # of every second one
+            instance = new()
+            instance.sample()
+            instance.kl()
+            new().sample()
+        assert passes.count("both") == 1
+        passes.clear()
+    with patch(ByExp):
+        asked_before(ByExp)
+        for _ in range(5):
+            instance = new()
+            instance.sample()
+            instance.kl()
+        for _ in range(5):
+            new().sample()
+        assert passes == ["kl", "kl", *["both"] * 6]
+        # Once more of one instance: it is not made again, nor found twice.
+        asked_before(ByExp)
+        passes.clear()
+        instance = new()
+        for _ in range(3):
+            instance.sample()
+        first, second = instance.kl(), instance.kl()
+        assert passes == ["both", "kl"]
+        assert_same_bits(first, second)
+
+
+@needs_plain_calls
+@pytest.mark.parametrize("layout", ["chunk", "channels last", "transposed", "expanded", "ones"])
+def test_one_pass_lies_as_the_sample_does(layout: str, passes: list[str]) -> None:
+    """Where a head's z would lie otherwise they are made apart."""
+    parameters = {
+        "chunk": latents(),
+        "channels last": latents().to(memory_format=torch.channels_last),
+        "transposed": latents().transpose(2, 3),
+        "expanded": latents()[:, :, :1].expand(2, 8, 4, 4),
+        "ones": latents()[:, :, :1, :1].to(memory_format=torch.channels_last),
+    }[layout]
+    with patch(ByExp):
+        asked_before(ByExp)
+        passes.clear()
+        instance = ByExp(parameters)
+        z, _ = instance.sample(), instance.kl()
+    assert passes == (["both"] if layout in ("chunk", "expanded") else ["kl"])
+    expected = reparam_fused.fused_reparameterize(instance.mean, instance.logvar)
+    assert z.stride() == expected.stride()
+
+
+def test_nothing_is_kept_for_long(paired: Any) -> None:
+    """No cycles: what an instance holds goes with it, and copies of it have nothing of that."""
+    parameters = latents().requires_grad_()
+    gc.disable()
+    try:
+        instance = paired(parameters)
+        instance.sample()
+        assert isinstance(vars(instance)[_patch._KEPT], _patch._Kept)
+        kept = weakref.ref(vars(instance)[_patch._KEPT].total)
+        gone = [*map(weakref.ref, (instance, instance.mean, instance.logvar)), kept]
+        del instance
+        assert [ref() for ref in gone] == [None] * 4
+    finally:
+        gc.enable()
+    _patch._pairs[paired].credit = 1  # that one was in vain
+    asked_before(paired)
+    instance = paired(parameters)
+    instance.sample()
+    copied = pickle.loads(pickle.dumps(instance))
+    assert not isinstance(vars(copied)[_patch._KEPT], _patch._Kept)
+    assert_same_bits(copied.kl().detach(), instance.kl().detach())
+
+
+def test_properties_and_slots_are_sampled_apart(passes: list[str]) -> None:
+    """Of what an instance does not hold itself nobody knows whether it is the same."""
+
+    class Properties(ByExp):
+        def __init__(self, parameters: Tensor) -> None:
+            super().__init__(parameters)
+
+        @property
+        def logvar(self) -> Tensor:
+            return self.held * 1
+
+        @logvar.setter
+        def logvar(self, value: Tensor) -> None:
+            self.held = value
+
+        def kl(self, other: Any = None) -> Any:
+            return 0.5 * (self.mean**2 + self.logvar.exp() - 1 - self.logvar).sum([1, 2, 3])
+
+    class Slots:
+        __slots__ = ("logvar", "mean")
+        kl = Properties.kl
+        sample = ByExp.sample
+
+        def __init__(self, parameters: Tensor) -> None:
+            self.mean, self.logvar = parameters.chunk(2, 1)
+
+    for cls in (Properties, Slots):
+        with patch(cls):
+            for _ in range(2):
+                asked_before(cls)
+    assert passes == ["kl"] * 8
+
+
+@needs_plain_calls
+@pytest.mark.parametrize("made_there", ["mean", "logvar"])
+def test_inference_mode(made_there: str, passes: list[str]) -> None:
+    """Of what was made in it no versions are counted."""
+    with patch(ByExp):
+        asked_before(ByExp)
+        passes.clear()
+        instance = ByExp(latents())
+        with torch.inference_mode():
+            setattr(instance, made_there, getattr(instance, made_there).clone())
+        instance.sample()
+        instance.kl()
+        assert passes == ["kl"]
+
+
+@needs_plain_calls
+def test_within_transforms(passes: list[str]) -> None:
+    """What was kept outside of them is made anew, for autograd outside to see."""
+    parameters = latents().requires_grad_()
+    (expected,) = torch.autograd.grad(ByExp(parameters).kl().sum(), parameters)
+    with patch(ByExp):
+        asked_before(ByExp)
+        passes.clear()
+        instance = ByExp(parameters)
+        instance.sample()
+        mapped = torch.vmap(lambda x: x * instance.kl().sum())(torch.ones(2))
+        assert passes == ["both", "kl"]
+        (grad,) = torch.autograd.grad(mapped[0], parameters)
+        inner = torch.func.grad(lambda p: ByExp(p).kl().sum())(parameters.detach())
+    torch.testing.assert_close(grad, expected)
+    torch.testing.assert_close(inner, expected)
+
+
+@needs_plain_calls
+def test_one_pass_draws_from_the_generator(passes: list[str]) -> None:
+    """Of those that are none the original has its say."""
+    with patch(WithGenerator):
+        asked_before(WithGenerator)
+        passes.clear()
+        instance = WithGenerator(latents().requires_grad_())
+        state = torch.get_rng_state()
+        z = instance.sample(torch.Generator().manual_seed(2))
+        assert passes == ["both"]
+        assert torch.equal(torch.get_rng_state(), state)
+        assert_same_bits(z, instance.sample(generator=torch.Generator().manual_seed(2)))
+        instance.kl()
+        for none in (False, 3, [torch.Generator()]):
+            asked_before(WithGenerator)
+            with pytest.raises(TypeError, match="generator"):
+                instance.sample(none)
+            assert _patch._KEPT not in vars(instance)
+
+
+def test_a_graph_is_not_compiled_again_for_what_was_asked() -> None:
+    graphs = []
+
+    def record(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def both(parameters: Tensor) -> tuple[Tensor, Tensor]:
+        instance = Posterior(parameters)
+        return instance.sample(), instance.kl()
+
+    torch.compiler.reset()
+    compiled = torch.compile(both, backend=record, fullgraph=True)
+    with patch(Posterior):
+        for _ in range(3):
+            compiled(latents())
+            asked_before(Posterior)
+    assert len(graphs) == 1
+
+
+def test_threads_that_ask_for_both(paired: Any) -> None:
+    """Of instances of their own, and of one."""
+    shared = paired(latents())
+    expected = shared.kl()
+    start = threading.Barrier(4)
+
+    def work(_: int) -> None:
+        start.wait()
+        for _ in range(200):
+            own = paired(latents())
+            assert own.sample().isfinite().all()
+            assert_same_bits(own.kl(), expected)
+            shared.sample()
+            assert_same_bits(shared.kl(), expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 @compilers("eager", "aot_eager", "inductor")
