@@ -120,9 +120,11 @@ def test_neither_layout_nor_samples_change_bits(programs: tuple[Program, Program
 def test_the_digests_tell_problems_apart(programs: tuple[Program, Program]) -> None:
     """Else they could be of nothing: every element is written, and no group is like another."""
     groups = [line.rsplit(" ", 3) for line in programs[0].digests("")]
-    assert len(groups) > 250
+    assert len(groups) > 1500
     for name, elements, numbers, _ in groups:
         share = 0.95 if "extreme" in name else 1.0
+        if "head" in name and "extreme" in name:
+            share = 0.9  # a fifth of each operand is extreme
         if "kl_divergence_backward/rho" in name:
             share = 0.7  # where sigma is 0 its logarithm has no slope
         assert int(elements) * share <= int(numbers) <= int(elements) > 0, name

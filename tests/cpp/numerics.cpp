@@ -21,8 +21,7 @@
 
 #include "lanes.h"
 
-#include "../../csrc/common/kl_divergence.h"
-#include "../../csrc/common/softplus.h"
+#include "../../csrc/common/terms.h"
 #include "../../csrc/cuda/root.h"
 
 using namespace reparam_fused;
@@ -102,6 +101,17 @@ void largest_error(const char* name, Error error) {
          }));
 }
 
+// The same of a fixed random sample, for what has too many inputs for all of them.
+template <class Error>
+void largest_error_of_some(const char* name, Error error) {
+  report(name, parallel((uint64_t{1} << 26) / stride, larger, [&](uint64_t begin, uint64_t end) {
+           std::mt19937_64 random(begin + 1);
+           double worst = 0;
+           for (uint64_t i = begin; i < end; ++i) worst = larger(worst, error(random));
+           return worst;
+         }));
+}
+
 constexpr double kPi = 3.141592653589793238462643;
 
 // (e^x - 1 - x) / 2, by its series where the terms would cancel.
@@ -136,6 +146,119 @@ Exact exact_softplus(Exact x) {
 template <class Exact>
 Exact exact_sigmoid(Exact x) {
   return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+}
+
+template <class Exact>
+Exact exact_log_sigma(Exact s) {
+  return std::log(std::fabs(s));
+}
+template <class Exact>
+Exact exact_minus_inverse_of_sum(Exact t) {
+  return -1 / (1 + t);
+}
+// 1 - tanh^2 z
+template <class Exact>
+Exact exact_tanh_slope(Exact z) {
+  const Exact t = std::exp(-2 * std::fabs(z));
+  return 4 * t / ((1 + t) * (1 + t));
+}
+// -ln(1 - tanh^2 z)
+template <class Exact>
+Exact exact_tanh_correction(Exact z) {
+  const Exact size = std::fabs(z);
+  return 2 * (size + std::log1p(std::exp(-2 * size)) - std::log(Exact(2)));
+}
+
+// A result of an op of terms.h
+template <class Op, class V, class R, class... In>
+R made_by(V, int result, R first, In... rest) {
+  const R in[] = {first, rest...};
+  R out[Op::kResults];
+  Op::template apply<V>(in, first, Unbounded{}, out);
+  return out[result];
+}
+template <class V, class R>
+R tanh_slope(V v, R z) {
+  return made_by<TanhBackward>(v, 0, constant<V, R>(1.0), z, constant<V, R>(0));
+}
+template <class V, class R>
+R tanh_correction(V v, R z) {
+  return made_by<Tanh>(v, 1, z, constant<V, R>(0));
+}
+
+// Of two Gaussians: the operands of a PriorTerm, with scales that differ little, by a factor up to
+// 20 or by any; and the same for those whose scales are log_var.
+template <class T>
+struct Pair {
+  static constexpr double kFar = sizeof(T) == 4 ? 20 : 150;
+  T mu, scale, loc, prior;
+
+  Pair(std::mt19937_64& random, bool log) {
+    const uint64_t r = random();
+    const auto between = [&](double low, double high) {
+      return std::uniform_real_distribution<double>(low, high)(random);
+    };
+    const double at = between(-kFar, kFar);
+    const double apart = r & 1   ? std::ldexp(between(-1, 1), -static_cast<int>(r >> 8 & 31))
+                         : r & 2 ? between(-3, 3)
+                                 : between(-kFar, kFar) - at;
+    prior = static_cast<T>(log ? 2 * at : std::exp(at));
+    scale = static_cast<T>(log ? prior + 2 * apart : prior * std::exp(apart));
+    loc = static_cast<T>(between(-3, 3));
+    // In units of the prior's sigma, from where the means do not matter to where nothing else does
+    const double distance = std::ldexp(between(-4, 4), 8 - static_cast<int>(r >> 16 & 31));
+    mu = static_cast<T>(loc + distance * std::exp(at));
+  }
+  bool near() const {
+    const T ratio = scale / prior;
+    return ratio >= T(0.7071067811865475244L) && ratio < T(1.414213562373095049L);
+  }
+  bool near_by_log() const { return std::fabs(scale - prior) < T(0.69); }
+};
+
+// (s^2 - 1 - ln s^2) / 2 of a ratio
+template <class T>
+long double exact_half_excess_of_ratio(T sigma, T prior) {
+  const long double s = sigma, t = prior;
+  // As in exact_half_excess_of_sigma, of a d that does not cancel
+  const long double d = (s - t) / t;
+  if (std::fabs(d) > 0.03L) return d * (d + 2) / 2 - std::log(s / t);
+  long double sum = 0;
+  for (int n = 14; n > 1; --n) sum = -sum * d + 1 / static_cast<long double>(n);
+  return d * d * (sum + 0.5L);
+}
+long double half_square(long double x) { return x * x / 2; }
+
+template <class T>
+double error_of_ratio(const Pair<T>& p) {
+  const auto ratio = BySigma::ratio<Scalar>(p.mu, p.scale, p.loc, p.prior);
+  return ulps(BySigma::excess<Scalar>(ratio), exact_half_excess_of_ratio(p.scale, p.prior));
+}
+template <class By, class T>
+double error_of_prior(const Pair<T>& p) {
+  const T term = made_by<PriorTerm<By>>(Scalar{}, 0, p.mu, p.scale, p.loc, p.prior);
+  const long double apart = static_cast<long double>(p.mu) - p.loc, prior = p.prior;
+  if (std::is_same<By, BySigma>::value) {
+    return ulps(term, half_square(apart / prior) + exact_half_excess_of_ratio(p.scale, p.prior));
+  }
+  return ulps(term, half_square(apart * std::exp(-prior / 2)) +
+                        exact_half_excess<long double>(p.scale - prior));
+}
+
+template <class T>
+void errors_of_pairs(const std::string& dtype) {
+  const auto sample = [&](const char* name, bool log, auto error) {
+    largest_error_of_some((name + dtype).c_str(),
+                          [&](std::mt19937_64& random) { return error(Pair<T>(random, log)); });
+  };
+  using P = Pair<T>;
+  sample("half_excess_of_ratio near 1", false,
+         [](const P& p) { return p.near() ? error_of_ratio(p) : 0; });
+  sample("half_excess_of_ratio", false, [](const P& p) { return error_of_ratio(p); });
+  sample("prior by sigma", false,
+         [](const P& p) { return p.near() ? error_of_prior<BySigma>(p) : 0; });
+  sample("prior by log_var", true,
+         [](const P& p) { return p.near_by_log() ? error_of_prior<ByLogVar>(p) : 0; });
 }
 
 void float_errors() {
@@ -191,6 +314,38 @@ void float_errors() {
     const float rho = Scalar::from_bits(w);
     return ulps(sigmoid<Scalar>(rho), exact_sigmoid<double>(rho));
   });
+  largest_error("log_sigma", [](uint32_t w) {
+    const float s = Scalar::from_bits(w);
+    return ulps(BySigma::log_sigma<Scalar>(s), exact_log_sigma<double>(s));
+  });
+  largest_error("minus_inverse_of_sum", [](uint32_t w) {
+    const float t = Scalar::from_bits(w);
+    return t >= 0 && t <= 1
+               ? ulps(minus_inverse_of_sum<Scalar>(t), exact_minus_inverse_of_sum<double>(t))
+               : 0;
+  });
+  largest_error("tanh", [](uint32_t w) {
+    const float z = Scalar::from_bits(w);
+    return ulps(tanh_parts<Scalar>(z).tanh, std::tanh(static_cast<double>(z)));
+  });
+  largest_error("tanh t", [](uint32_t w) {
+    const float z = Scalar::from_bits(w);
+    return ulps(tanh_parts<Scalar>(z).t, std::exp(-2 * std::fabs(static_cast<double>(z))));
+  });
+  largest_error("tanh slope", [](uint32_t w) {
+    const float z = Scalar::from_bits(w);
+    return ulps(tanh_slope(Scalar{}, z), exact_tanh_slope<double>(z));
+  });
+  largest_error("tanh correction absolute", [](uint32_t w) {
+    const float z = Scalar::from_bits(w);
+    const double exact = exact_tanh_correction<double>(z);
+    return std::fabs(z) <= 1 ? std::fabs(tanh_correction(Scalar{}, z) - exact) : 0;
+  });
+  largest_error("tanh correction", [](uint32_t w) {
+    const float z = Scalar::from_bits(w);
+    const double exact = exact_tanh_correction<double>(z);
+    return std::fabs(z) <= 1 ? 0 : ulps(tanh_correction(Scalar{}, z), exact);
+  });
   // With a unit of 2 it is the sigma of the double, which is exact or inf.
   largest_error("differ: sigma in units of 2", [](uint32_t w) {
     const float x = Scalar::from_bits(w);
@@ -199,17 +354,8 @@ void float_errors() {
   });
 }
 
-// fp64 has too many inputs for all of them: a fixed random sample.
 void double_errors() {
-  const uint64_t n = (uint64_t{1} << 26) / stride;
-  const auto sample = [&](const char* name, const std::function<double(std::mt19937_64&)>& error) {
-    report(name, parallel(n, larger, [&](uint64_t begin, uint64_t end) {
-             std::mt19937_64 random(begin + 1);
-             double worst = 0;
-             for (uint64_t i = begin; i < end; ++i) worst = larger(worst, error(random));
-             return worst;
-           }));
-  };
+  const auto sample = [](const char* name, auto error) { largest_error_of_some(name, error); };
   sample("uniform double", [](std::mt19937_64& random) {
     const uint64_t w = random() >> (random() & 63);
     const double u = uniform<Scalar>(static_cast<uint32_t>(w >> 32), static_cast<uint32_t>(w));
@@ -282,6 +428,43 @@ void double_errors() {
   sample("half_excess_slope double", [&](std::mt19937_64& random) {
     const double s = std_of(random);
     return ulps(half_excess_slope<Scalar>(s), exact_half_excess_slope<long double>(s));
+  });
+  sample("log_sigma double", [&](std::mt19937_64& random) {
+    const double s = std_of(random);
+    return ulps(BySigma::log_sigma<Scalar>(s), exact_log_sigma<long double>(s));
+  });
+  sample("minus_inverse_of_sum double", [](std::mt19937_64& random) {
+    const double t = std::uniform_real_distribution<double>(0, 1)(random);
+    return ulps(minus_inverse_of_sum<Scalar>(t), exact_minus_inverse_of_sum<long double>(t));
+  });
+  // Any magnitude; where t is a denormal; and half of them where the functions are not simple
+  const auto z_of = [](std::mt19937_64& random) {
+    const uint64_t r = random();
+    return r & 1   ? std::uniform_real_distribution<double>(-4, 4)(random)
+           : r & 2 ? std::uniform_real_distribution<double>(-380, 380)(random)
+                   : Scalar::from_bits(random());
+  };
+  sample("tanh double", [&](std::mt19937_64& random) {
+    const double z = z_of(random);
+    return ulps(tanh_parts<Scalar>(z).tanh, std::tanh(static_cast<long double>(z)));
+  });
+  sample("tanh t double", [&](std::mt19937_64& random) {
+    const double z = z_of(random);
+    return ulps(tanh_parts<Scalar>(z).t, std::exp(-2 * std::fabs(static_cast<long double>(z))));
+  });
+  sample("tanh slope double", [&](std::mt19937_64& random) {
+    const double z = z_of(random);
+    return ulps(tanh_slope(Scalar{}, z), exact_tanh_slope<long double>(z));
+  });
+  sample("tanh correction double absolute", [&](std::mt19937_64& random) {
+    const double z = std::uniform_real_distribution<double>(-1, 1)(random);
+    return static_cast<double>(
+        std::fabs(tanh_correction(Scalar{}, z) - exact_tanh_correction<long double>(z)));
+  });
+  sample("tanh correction double", [&](std::mt19937_64& random) {
+    const double z = z_of(random);
+    const long double exact = exact_tanh_correction<long double>(z);
+    return std::fabs(z) <= 1 ? 0 : ulps(tanh_correction(Scalar{}, z), exact);
   });
 }
 
@@ -488,6 +671,16 @@ void lane_types_agree() {
                 [](auto v, auto x) { return half_excess_slope<decltype(v)>(x); });
   lanes_of_both("softplus", [](auto v, auto x) { return softplus<decltype(v)>(x); });
   lanes_of_both("sigmoid", [](auto v, auto x) { return sigmoid<decltype(v)>(x); });
+  lanes_of_both("log_sigma", [](auto v, auto x) { return BySigma::log_sigma<decltype(v)>(x); });
+  lanes_of_both("minus_inverse_of_sum",
+                [](auto v, auto x) { return minus_inverse_of_sum<decltype(v)>(x); });
+  lanes_of_both("half_excess_of_ratio", [&](auto v, auto x) {
+    return half_excess_of_ratio<decltype(v)>(x, v.sub(x, one(v, x)));
+  });
+  lanes_of_both("tanh", [](auto v, auto x) { return tanh_parts<decltype(v)>(x).tanh; });
+  lanes_of_both("tanh t", [](auto v, auto x) { return tanh_parts<decltype(v)>(x).t; });
+  lanes_of_both("tanh slope", [](auto v, auto x) { return tanh_slope(v, x); });
+  lanes_of_both("tanh correction", [](auto v, auto x) { return tanh_correction(v, x); });
   lanes_of_both("div", [&](auto v, auto x) { return v.div(v.sub(x, one(v, x)), x); });
   lanes_of_both("at_least 0", [](auto v, auto x) { return v.at_least(x, 0); });
   lanes_of_both("at_least", [](auto v, auto x) { return v.at_least(x, -0.25f); });
@@ -520,6 +713,11 @@ void write_values() {
   write([](T x) { return sigmoid<Scalar>(x); });
   write([](T x) { return half_excess_of_sigma<Scalar>(x); });
   write([](T x) { return half_excess_slope<Scalar>(x); });
+  write([](T x) { return BySigma::log_sigma<Scalar>(x); });
+  write([](T x) { return half_excess_of_ratio<Scalar>(std::fabs(x), std::fabs(x) - 1); });
+  write([](T x) { return tanh_parts<Scalar>(x).tanh; });
+  write([](T x) { return tanh_slope(Scalar{}, x); });
+  write([](T x) { return tanh_correction(Scalar{}, x); });
   std::fwrite(out.data(), sizeof(T), out.size(), stdout);
 }
 
@@ -555,6 +753,8 @@ int main(int argc, char** argv) {
   if (argc > 1) stride = std::strtoull(argv[1], nullptr, 10);
   float_errors();
   double_errors();
+  errors_of_pairs<float>("");
+  errors_of_pairs<double>(" double");
   lane_types_agree();
   root_from_every_estimate();
 }
