@@ -290,8 +290,7 @@ def fused_kl_divergence(
         ValueError: no scale or more than one; a clamp whose low end is above the high one; a
             negative min_std.
 
-    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0. From a prior
-    whose sigma is 0 or infinite it may be NaN, as that of torch is.
+    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0.
 
     Example::
 

@@ -520,7 +520,8 @@ def tanh_parts(z: Tensor) -> TanhParts:
     t = sigma(x, unit=2.0)
     inverse = _minus_inverse_of_sum(t)
     half = half_expm1(x) * inverse
-    return TanhParts(t, inverse, torch.where(z >= 0, half + half, -(half + half)))
+    of_size = (half + half).abs()
+    return TanhParts(t, inverse, torch.where(z >= 0, of_size, -of_size))
 
 
 LOG_2 = float.fromhex("0x1.62e430p-1")
@@ -573,7 +574,8 @@ def _ratio_by_log_var(
 
 def _ratio_by_sigma(mu: Tensor, s: Tensor, loc: Tensor, prior: Tensor, grad: Tensor) -> Ratio:
     t = prior.abs()
-    distance, ratio, over = (mu - loc) / t, s.abs() / t, (s.abs() - t) / t
+    distance, ratio = (mu - loc) / t, s.abs() / t
+    over = torch.where(ratio == 0, -1.0, (s.abs() - t) / t)  # of an infinite prior too
     square = over * (over + 2.0)
     return Ratio(
         _fma(distance * 0.5, distance, half_excess_of_ratio(ratio, over)),

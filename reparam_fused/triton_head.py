@@ -119,6 +119,13 @@ def _half_excess_of_ratio(s, over):
 
 
 @triton.jit
+def _ratio_and_over(s, t):
+    """The ratio of two sigmas and its distance from 1, of an infinite one too."""
+    ratio = _quotient(s, t)
+    return ratio, tl.where(ratio == 0.0, -1.0, _quotient(s - t, t))
+
+
+@triton.jit
 def _divergence(mu, spread, loc, prior, BY_LOG_VAR: tl.constexpr):
     """That from a prior, or without one from N(0, 1)."""
     if loc is None:
@@ -130,7 +137,8 @@ def _divergence(mu, spread, loc, prior, BY_LOG_VAR: tl.constexpr):
     else:
         s, t = tl.abs(spread), tl.abs(prior)
         distance = _quotient(mu - loc, t)
-        excess = _half_excess_of_ratio(_quotient(s, t), _quotient(s - t, t))
+        ratio, over = _ratio_and_over(s, t)
+        excess = _half_excess_of_ratio(ratio, over)
     return tl.fma(distance * 0.5, distance, excess)
 
 
@@ -150,7 +158,8 @@ def _divergence_backward(grad, by_z, mu, spread, loc, prior, BY_LOG_VAR: tl.cons
         by_prior = grad * (distance * -0.5 * distance - slope)
     else:
         t = tl.abs(prior)
-        distance, over = _quotient(mu - loc, t), _quotient(tl.abs(spread) - t, t)
+        distance = _quotient(mu - loc, t)
+        _, over = _ratio_and_over(tl.abs(spread), t)
         square = over * (over + 2.0)  # sigma^2 / prior^2 - 1
         by_mu = _quotient(grad * distance, t)
         by_spread = _quotient(grad * square, spread)
@@ -171,7 +180,7 @@ def _tanh_parts(z):
     t = _sigma(x, 1.0, 2.0)
     inverse = _minus_inverse_of_sum(t)
     half = _half_expm1(x) * inverse
-    tanh = half + half
+    tanh = tl.abs(half + half)
     return t, inverse, tl.where(z >= 0.0, tanh, -tanh)
 
 

@@ -467,6 +467,24 @@ def test_nan_and_infinity_stay_in_their_row(device: torch.device) -> None:
     assert z.isfinite().sum() == 78
 
 
+def test_an_infinite_prior_and_one_of_no_width() -> None:
+    """Both are infinitely far, as from a sigma of 0."""
+    mu, one = torch.tensor([0.0, 1.0]), torch.ones(2)
+    for sigma in (math.inf, 0.0):
+        prior = Normal(torch.tensor([2.0, 3.0]), torch.tensor(sigma), validate_args=False)
+        assert fused_kl_divergence(mu, std=one, prior=prior).tolist() == [math.inf] * 2
+    assert fused_kl_divergence(mu, std=0.0, prior=Normal(0.0, 1.0)).tolist() == [math.inf] * 2
+
+
+def test_tanh_of_zero() -> None:
+    for std in (0.0, -0.0):
+        a, _ = fused_reparameterize_log_prob(
+            torch.zeros(4), std=torch.full((4,), std), dim=(), tanh=True, key=KEY
+        )
+        assert (a == 0).all()
+        assert not torch.signbit(a).any()
+
+
 def test_half_is_finite_wherever_the_sum_is() -> None:
     """Of 4096 terms of about 40: beyond what a float16 holds."""
     mu = torch.full((2, 4096), 9.0, dtype=torch.float16, requires_grad=True)

@@ -126,7 +126,10 @@ struct BySigma {
   template <class V, class R>
   static REPARAM_FUSED_INLINE Ratio<R> ratio(R mu, R sigma, R loc, R prior) {
     const R s = magnitude<V>(sigma), t = magnitude<V>(prior);
-    return {V::div(V::sub(mu, loc), t), V::div(s, t), V::div(V::sub(s, t), t)};
+    const R sigmas = V::div(s, t), zero = constant<V, R>(0);
+    // Of an infinite prior too
+    const R over = V::where_equal(sigmas, zero, constant<V, R>(-1.0), V::div(V::sub(s, t), t));
+    return {V::div(V::sub(mu, loc), t), sigmas, over};
   }
   template <class V, class R>
   static REPARAM_FUSED_INLINE R excess(const Ratio<R>& ratio) {
@@ -231,7 +234,7 @@ REPARAM_FUSED_INLINE TanhParts<R> tanh_parts(R z) {
   const R x = V::mul(size, minus_two);
   const R t = sigma<V>(x, 1.0f, 2.0f), inverse = minus_inverse_of_sum<V>(t);
   const R half = V::mul(half_expm1<V>(x), inverse);
-  const R of_size = V::add(half, half);
+  const R of_size = magnitude<V>(V::add(half, half));
   const R minus = V::sub(constant<V, R>(-0.0), of_size);
   return {size, t, inverse, V::where_equal(size, z, of_size, minus)};
 }

@@ -122,7 +122,7 @@ struct Sums {
       for (int i = 0; i < have; ++i) sum[i] = lane[i];
       for (int half = lanes / 2; half > 0; half /= 2) {
         for (int i = 0; i + half < have; ++i) sum[i] += sum[i + half];
-        have = have < half ? have : half;
+        have = half;
       }
       sums[row] = sum[0] + S(0);
     }

@@ -32,6 +32,7 @@ namespace {
 
 constexpr const char* kNamedOps[] = {"sample",        "sample_backward",        "noise",
                                      "kl_divergence", "kl_divergence_backward", "samples_backward"};
+constexpr int kNamed = sizeof(kNamedOps) / sizeof(*kNamedOps);  // heads have calls of their own
 constexpr const char* kDTypeNames[] = {"float32", "float64", "float16", "bfloat16"};
 bool has_form(int op) { return op != kNoise; }
 bool draws(int op) { return op <= kNoise || op == kSamplesBackward; }
@@ -308,6 +309,138 @@ void digests(int op, Form form, DType dtype) {
   }
 }
 
+// Of a head: its term, how the scales are given, whether there is a sample, and a prior
+struct HeadCase {
+  Term term;
+  bool draws;
+  Form form;
+  const Bounds* bounds;
+  bool has_prior;
+  Form prior_form;
+};
+constexpr const char* kTermNames[] = {"kl_divergence", "log_prob", "tanh_log_prob"};
+
+template <class T>
+struct HeadCaller {
+  using S = std::conditional_t<std::is_same<T, double>::value, double, float>;
+  bool backward;
+  HeadCase of;
+  DType dtype;
+  Digest digest;
+
+  // Over the last `summed` dimensions. The means, and the gradient of z, are laid out as x, the
+  // scales as scale.
+  void call(const Layout& layout, int summed, const std::vector<uint64_t>& keys,
+            const Values<T>& values) {
+    const int64_t n = numel(layout), ndim = static_cast<int64_t>(layout.sizes.size());
+    std::vector<T> operands[kMaxOperands], results[kMaxResults];
+    Numbers index_strides(ndim), key_strides(ndim);
+    Problem p{};
+    p.row = 1;
+    for (int64_t d = ndim - summed; d < ndim; ++d) p.row *= layout.sizes[d];
+    for (int k = 0; k < kMaxOperands; ++k) {
+      const bool is_prior = k == 2 || k == 3, is_grad = k == 4;
+      if ((is_prior && !of.has_prior) || (is_grad && !(backward && of.draws))) continue;
+      const Numbers& strides = k % 2 == 0 ? layout.x : layout.scale;
+      operands[k].resize(extent(layout, strides));
+      for (size_t i = 0; i < operands[k].size(); ++i) operands[k][i] = values(i, k);
+      p.operands[k] = operands[k].data();
+      p.operand_strides[k] = strides.data();
+    }
+    for (int k = 0; k < kMaxResults; ++k) {
+      const bool of_mu = k == 0 && of.term != kLogProbTerm, of_prior = k > 1 && of.has_prior;
+      if (backward ? !(of_mu || k == 1 || of_prior) : k > 0 || !of.draws) continue;
+      results[k].resize(extent(layout, layout.out));
+      std::memset(static_cast<void*>(results[k].data()), 0xff, results[k].size() * sizeof(T));
+      p.results[k] = results[k].data();
+      p.result_strides[k] = layout.out.data();
+      digest.elements += n;
+    }
+    std::vector<S> totals(n / p.row, std::numeric_limits<S>::quiet_NaN());
+    for (size_t i = 0; backward && i < totals.size(); ++i) totals[i] = 1 + S(i % 8) / 8;
+    if (!backward) digest.elements += n / p.row;
+    p.totals = backward ? nullptr : totals.data();
+    p.grad_totals = backward ? totals.data() : nullptr;
+    p.term = of.term;
+    p.form = of.form;
+    p.bounds = of.bounds;
+    p.prior_form = of.prior_form;
+    p.by_log_var = form_is_log_var(of.form, of.bounds) &&
+                   (!of.has_prior || form_is_log_var(of.prior_form, nullptr));
+    if (of.draws) p.keys = keys.data();
+    p.first_index = layout.first_index;
+    p.ndim = static_cast<int>(ndim);
+    p.sizes = layout.sizes.data();
+    p.outer_ndim = static_cast<int>(layout.keys.size());
+    std::copy(layout.keys.begin(), layout.keys.end(), key_strides.begin());
+    std::copy(layout.index.begin(), layout.index.end(), index_strides.begin());
+    p.segment_numel = 1;
+    for (int d = p.ndim; d-- > p.outer_ndim; p.segment_numel *= layout.sizes[d]) {
+      index_strides[d] = p.segment_numel;
+    }
+    p.index_strides = index_strides.data();
+    p.key_strides = key_strides.data();
+    p.samples = 1;
+    run_kernel(backward ? kHeadBackward : kHead, dtype, p, n, in_shares);
+    for (const std::vector<T>& result : results) digest.add(result);
+    if (!backward) digest.add(totals);
+  }
+};
+
+// Within 4 of 0, so that no quotient of scales leaves a half type's range
+template <class T>
+T mild(uint64_t i, int operand) {
+  return element<T>(static_cast<double>(mixed(8 * i + operand) >> 40) * 0x1p-21 - 4);
+}
+
+template <class T>
+void head_digests(DType dtype, bool backward, const HeadCase& of) {
+  const std::string name = std::string(kDTypeNames[dtype]) +
+                           (backward ? "/head_backward/" : "/head/") + kTermNames[of.term] +
+                           (of.draws ? "/drawn/" : "/") + form_name(of.form) +
+                           (of.bounds ? " bounded" : "") +
+                           (of.has_prior ? std::string("/") + form_name(of.prior_form) : "");
+  std::vector<uint64_t> keys;
+  for (uint64_t r = 0; r < 80; ++r) keys.push_back(mixed(r));
+  HeadCaller<T> rows{backward, of, dtype, {}};
+  // Rows of few vectors, of more than 32 and up to a chunk, and of several chunks
+  const int64_t chunk = kSumStride * kSumTerms * 16 / static_cast<int64_t>(sizeof(T));
+  for (const int64_t n : {1, 2, 3, 4, 7, 8, 17, 33, 64, 100}) {
+    rows.call({{13, n}, {n, 1}, {n, 1}, {n, 1}}, 1, keys, mild<T>);
+  }
+  for (const int64_t n : {int64_t{301}, chunk - 1, chunk, chunk + 1}) {
+    rows.call(row(n), 1, keys, mild<T>);
+  }
+  rows.call(row(50), 0, keys, mild<T>);
+  // Apart in memory, broadcast, over two dimensions, and under a key for each row, in a shard
+  rows.call({{19, 23}, {1, 19}, {46, 2}, {70, 3}}, 1, keys, mild<T>);
+  rows.call({{3, 5, 21}, {21, 0, 1}, {0, 21, 1}, {1, 3, 15}}, 2, keys, mild<T>);
+  rows.call({{31, 11}, {11, 1}, {11, 1}, {11, 1}, {2}, {14}, 3}, 1, keys, mild<T>);
+  rows.digest.print(name + "/rows");
+  if (of.bounds) return;
+  HeadCaller<T> extremes{backward, of, dtype, {}};
+  // By itself, so that one that is no number leaves the sums of the others alone
+  extremes.call(row(1500), 0, keys, [](uint64_t i, int operand) {
+    return operand == static_cast<int>(i % 5) ? extreme<T>(i / 5) : mild<T>(i, operand);
+  });
+  extremes.digest.print(name + "/extreme");
+}
+template <class T>
+void all_head_digests(DType dtype) {
+  for (const bool backward : {false, true}) {
+    for (Form form = 0; form < form_count(); ++form) {
+      for (const Bounds* bounds : {static_cast<const Bounds*>(nullptr), &kBounds}) {
+        head_digests<T>(dtype, backward, {kKlTerm, false, form, bounds, false, 0});
+        head_digests<T>(dtype, backward, {kLogProbTerm, true, form, bounds, false, 0});
+        head_digests<T>(dtype, backward, {kTanhLogProbTerm, true, form, bounds, false, 0});
+      }
+      for (Form prior = 0; prior < form_count(); ++prior) {
+        head_digests<T>(dtype, backward, {kKlTerm, prior % 2 == 0, form, nullptr, true, prior});
+      }
+    }
+  }
+}
+
 // Calls that have to give the same bits.
 struct Comparison {
   int64_t calls = 0, differing = 0;
@@ -461,7 +594,7 @@ void compare(DType dtype, Comparison& comparison) {
       {{3, 1700}, {1700, 1}, {1700, 1}, {1700, 1}, {2}, {0}, 3},
   };
   for (const bool bounded : {false, true}) {
-    for (int op = 0; op < kOps; ++op) {
+    for (int op = 0; op < kNamed; ++op) {
       for (Form form = 0; form < (has_form(op) ? form_count() : 1); ++form) {
         const Caller<T> caller{op, form, dtype, {}, bounded ? &kBounds : nullptr};
         const std::string name = std::string(kDTypeNames[dtype]) + "/" + kNamedOps[op] + "/" +
@@ -521,7 +654,7 @@ void derived_digests() {
 
 template <class T>
 void all_digests(DType dtype) {
-  for (int op = 0; op < kOps; ++op) {
+  for (int op = 0; op < kNamed; ++op) {
     for (Form form = 0; form < (has_form(op) ? form_count() : 1); ++form) {
       digests<T>(op, form, dtype);
     }
@@ -547,9 +680,13 @@ int main(int argc, char** argv) {
     std::printf("%s\n", cpu_kernels().isa);
   } else if (what == "digests") {
     all_digests<float>(kFloat);
+    all_head_digests<float>(kFloat);
     all_digests<double>(kDouble);
+    all_head_digests<double>(kDouble);
     all_digests<Half>(kHalf);
+    all_head_digests<Half>(kHalf);
     all_digests<BFloat16>(kBFloat16);
+    all_head_digests<BFloat16>(kBFloat16);
     derived_digests();
   } else if (what == "layouts") {
     Comparison comparison;
