@@ -751,5 +751,9 @@ def test_every_kernel_has_its_name() -> None:
                 if source or (form == "log_var" and not bounded):
                     kinds.append("whole")
                 names += [f"{op}_{bounded}{form}_{{}}{source}_{kind}" for kind in kinds]
+    names += ["head_{}", "head_backward_{}"]
     expected = {n.format(str(dtype).removeprefix("torch.")) for n in names for dtype in DTYPES}
+    for dtype in ("float32", "float16", "bfloat16"):
+        expected |= {f"head_kl_log_var_{dtype}", f"head_backward_kl_log_var_{dtype}"}
+    expected |= {"sum_float32", "sum_float64"}
     assert ptx(MAIN).keys() == expected | set(machine_code.OF_KEYS)
