@@ -122,6 +122,9 @@ def _of_heads(dtype: torch.dtype) -> Iterator[Case]:
     for i, (form, bounds) in enumerate(itertools.product(FORMS, _BOUNDS)):
         of_prior = [*FORMS][i % len(FORMS)]
         for rows, n in ((7, 12), (3, 25), (2, 2049), (5, 1)):
+            # Of odd rows in float64 Triton has two warps write one value to shared memory, which
+            # changes nothing, but is a race to the stand-in for a GPU.
+            n += n % 2 if dtype == torch.float64 else 0
             (mu, scale), (loc, prior) = (inputs(rows, n, dtype=dtype, seed=s) for s in (0, 1))
             keys = split(key, rows) if n == 12 else key
             for term, drawn, far in (
