@@ -520,7 +520,7 @@ def tanh_parts(z: Tensor) -> TanhParts:
     t = sigma(x, unit=2.0)
     inverse = _minus_inverse_of_sum(t)
     half = half_expm1(x) * inverse
-    of_size = (half + half).abs()
+    of_size = half * 2.0 + 0.0  # of 0 it is +0
     return TanhParts(t, inverse, torch.where(z >= 0, of_size, -of_size))
 
 

@@ -113,7 +113,7 @@ REGISTERS = {
     "samples": 69,
     "sums": 96,
     "head": 64,
-    "head backward": 77,
+    "head backward": 88,
     "kl_head": 66,
     "kl_head backward": 70,
     "sum": 30,
@@ -127,7 +127,7 @@ MORE_REGISTERS = {
     "samples": 66,
     "sums": 78,
     "head": 72,
-    "head backward": 86,
+    "head backward": 87,
     "sum": 24,
 }
 # 16-byte loads that a thread of a full block waits for at a time, at least. With __ldg for

@@ -234,7 +234,8 @@ REPARAM_FUSED_INLINE TanhParts<R> tanh_parts(R z) {
   const R x = V::mul(size, minus_two);
   const R t = sigma<V>(x, 1.0f, 2.0f), inverse = minus_inverse_of_sum<V>(t);
   const R half = V::mul(half_expm1<V>(x), inverse);
-  const R of_size = magnitude<V>(V::add(half, half));
+  // Of 0 it is +0.
+  const R of_size = V::fma(half, constant<V, R>(2.0), constant<V, R>(0));
   const R minus = V::sub(constant<V, R>(-0.0), of_size);
   return {size, t, inverse, V::where_equal(size, z, of_size, minus)};
 }

@@ -101,13 +101,18 @@ REPARAM_FUSED_TYPES(REPARAM_FUSED_SAMPLES_OF, samples, _key, KeyTensor)
 REPARAM_FUSED_TYPES(REPARAM_FUSED_SAMPLES_OF, samples, _generator, Generator)
 REPARAM_FUSED_TYPES(REPARAM_FUSED_SUMS_OF, samples_backward, _key, KeyTensor)
 
+// So many blocks fit on a multiprocessor: told of none, ptxas saves registers for more, and spills.
+#define REPARAM_FUSED_HEAD_BACKWARD_OF(T, name, function)                                  \
+  extern "C" __global__ void __launch_bounds__(kBlock, 5) name(Head<RegisterOf<T>> head) { \
+    function<T>(head);                                                                     \
+  }
 #define REPARAM_FUSED_HEAD_OF(T, name, function) \
   REPARAM_FUSED_KERNEL(name)(Head<RegisterOf<T>> head) { function<T>(head); }
 #define REPARAM_FUSED_KL_HEAD(each, op, function)                        \
   each(float, op##_float32, function) each(Half, op##_float16, function) \
       each(BFloat16, op##_bfloat16, function)
 REPARAM_FUSED_TYPES(REPARAM_FUSED_HEAD_OF, head, , any_head)
-REPARAM_FUSED_TYPES(REPARAM_FUSED_HEAD_OF, head_backward, , any_head_backward)
+REPARAM_FUSED_TYPES(REPARAM_FUSED_HEAD_BACKWARD_OF, head_backward, , any_head_backward)
 REPARAM_FUSED_KL_HEAD(REPARAM_FUSED_HEAD_OF, head_kl_log_var, kl_head)
 REPARAM_FUSED_KL_HEAD(REPARAM_FUSED_HEAD_OF, head_backward_kl_log_var, kl_head_backward)
 REPARAM_FUSED_KERNEL(sum_float32)(const float* __restrict__ terms, float* __restrict__ out,
