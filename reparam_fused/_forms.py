@@ -139,6 +139,17 @@ class Call(NamedTuple):
             return None
         return self.form.log_var * _clamped(self.bounds, scale)
 
+    def log_sigma(self, scale: Tensor) -> Tensor:
+        """ln |sigma|"""
+        log_var = self.log_var(scale)
+        return self.std(scale).abs().log() if log_var is None else 0.5 * log_var
+
+    def log_sigma_slope(self, scale: Tensor) -> Tensor:
+        """Its derivative by the scale, right where sigma itself is 0 or infinite."""
+        if self.log_var(scale) is None:
+            return self.slope(scale) / self.std(scale)
+        return torch.where(_clamped(self.bounds, scale) == scale, 0.5 * self.form.log_var, 0)
+
     def line(self, mu: Tensor, scale: Tensor) -> Tensor:
         """The line that is replaced, for programs that run without this package."""
         if not self.draws and (log_var := self.log_var(scale)) is not None:

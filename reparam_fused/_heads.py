@@ -94,11 +94,6 @@ def _head(
     return Head(call, term, summed, Call(FORMS[prior_form], True, prior_bounds))
 
 
-def _log_sigma(call: Call, scale: Tensor) -> Tensor:
-    log_var = call.log_var(scale)
-    return call.std(scale).abs().log() if log_var is None else 0.5 * log_var
-
-
 def _from_prior(
     head: Head, mu: Tensor, scale: Tensor, loc: Tensor, prior: Tensor
 ) -> tuple[Tensor, Tensor, str]:
@@ -166,7 +161,7 @@ def decomposed(
     else:
         assert z is not None
         assert eps is not None
-        terms = -0.5 * eps.square() - 0.5 * math.log(2 * math.pi) - _log_sigma(call, scale)
+        terms = -0.5 * eps.square() - 0.5 * math.log(2 * math.pi) - call.log_sigma(scale)
         if head.term == "tanh_log_prob":
             size = z.abs()
             terms = terms - 2 * (math.log(2) - size - torch.nn.functional.softplus(-2 * size))
@@ -288,17 +283,14 @@ def _composed(
     if key is not None and grad_z is not None:
         eps, by_mu = _eps(head, mu, key), grad_z.to(mu.dtype)
         if head.term == "tanh_log_prob":
-            a = torch.tanh(mu + std * eps)
-            by_mu = by_mu * (1 - a.square()) + 2 * a * grad
+            z = mu + std * eps
+            # 1 - tanh^2, which does not cancel
+            slope_of_tanh = 4 * torch.sigmoid(2 * z) * torch.sigmoid(-2 * z)
+            by_mu = by_mu * slope_of_tanh + 2 * torch.tanh(z) * grad
         by_scale = by_mu * eps * slope
     if head.term != "kl_divergence":
-        if call.log_var(scale) is not None:
-            within = torch.where(slope == 0, 0.0, 0.5 * call.form.log_var)
-            by_term = -grad * within
-        else:
-            by_term = -grad * slope / std
         assert by_scale is not None
-        return by_mu, by_scale + by_term, None, None
+        return by_mu, by_scale - grad * call.log_sigma_slope(scale), None, None
     if loc is not None and prior is not None:
         of_prior = head.prior.std(prior)
         distance = (mu - loc) / of_prior

@@ -352,6 +352,22 @@ def test_gradients_to_be_differentiated_are_the_same(
                 torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("term", _ops.TERMS[1:])
+def test_gradients_to_be_differentiated_where_sigma_is_0(term: str) -> None:
+    """Of its logarithm there is one nevertheless; and of tanh where it is 1 to rounding."""
+    mu = torch.full((3,), 19.0, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor([-2000.0, -3.0, 1.0], dtype=torch.float64, requires_grad=True)
+    results = fused(term, "log_var", {"dim": -1})(mu, scale)
+    incoming = [torch.ones_like(results[0]) * 1e18, torch.ones_like(results[1])]
+    once, again = (
+        torch.autograd.grad(results, (mu, scale), incoming, retain_graph=True, create_graph=more)
+        for more in (False, True)
+    )
+    assert once[1][0] == -0.5
+    for a, b in zip(once, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0.0)
+
+
 @pytest.mark.parametrize("term", _ops.TERMS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("low", [torch.float32, torch.bfloat16, torch.float16], ids=str)
