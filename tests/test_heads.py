@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -450,6 +451,29 @@ def test_nothing_moves_the_bits_of_a_sum() -> None:
             torch.set_num_threads(threads)
         for a, b in zip(whole, alone, strict=True):
             assert_same_bits(a, b)
+
+
+def test_a_thread_of_a_small_stack(dtype: torch.dtype) -> None:
+    """512 KiB, as threads have on some systems."""
+    mu, log_var = inputs(64, 100, dtype=dtype)
+    expected = fused_reparameterize_kl(mu, log_var, dim=-1, key=KEY)
+    results: list[Tensor] = []
+
+    def run() -> None:
+        leaves = [t.detach().requires_grad_() for t in (mu, log_var)]
+        z, kl = fused_reparameterize_kl(*leaves, dim=-1, key=KEY)
+        torch.autograd.grad((z.sum() + kl.sum()), leaves)
+        results.extend((z.detach(), kl.detach()))
+
+    before = threading.stack_size(512 * 1024)
+    try:
+        thread = threading.Thread(target=run)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    for a, b in zip(results, expected, strict=True):
+        assert_same_bits(a, b)
 
 
 @pytest.mark.parametrize("z", [20.0, -20.0, 50.0, -50.0])

@@ -203,7 +203,7 @@ class Head {
       S* const log_prob = p_.term == kTanhLogProbTerm ? arrays_[2] : terms;
       pass_by<LogProbTerm>({log_prob}, spread);
       if (p_.term == kTanhLogProbTerm) {
-        pass<ForAll<Tanh>>({z, terms}, constant(sample), constant(log_prob));
+        pass<ForAll<Tanh>>({z, terms}, written(sample), written(log_prob));
       }
     } else if (has_prior) {
       const S* const prior = to_spread(prior_, operand(kPrior), arrays_[2]);
@@ -214,7 +214,8 @@ class Head {
     if (draws) store(0);
   }
 
-  static REPARAM_FUSED_INLINE const S* constant(const S* p) { return p; }
+  // What one pass has written, for the next
+  static REPARAM_FUSED_INLINE const S* written(const S* p) { return p; }
 
   REPARAM_FUSED_INLINE void backward() {
     const bool draws = p_.keys != nullptr, has_prior = p_.operands[kPrior] != nullptr;
@@ -228,7 +229,7 @@ class Head {
         S* const sample = arrays_[0];
         pass<ByForm<Sample>>({sample}, operand(kMu), scale);
         S* const by_sample = result(0);
-        pass<ForAll<TanhBackward>>({by_sample}, grad_z, constant(sample), grad);
+        pass<ForAll<TanhBackward>>({by_sample}, grad_z, written(sample), grad);
         grad_z = by_sample;
       }
       pass_by<LogProbTermBackward>({by_spread}, spread, grad);
@@ -240,13 +241,13 @@ class Head {
         const S* const prior = to_spread(prior_, given, arrays_[0]);
         pass_by<PriorTermBackward>({first, by_spread, by_prior}, mu, spread, operand(kLoc), prior,
                                    grad);
-        pass<ForAll<Minus>>({result(2)}, constant(first));
+        pass<ForAll<Minus>>({result(2)}, written(first));
         from_spread(prior_, by_prior, given, result(3));
-        if (draws) pass<ForAll<Add>>({result(0)}, grad_z, constant(first));
+        if (draws) pass<ForAll<Add>>({result(0)}, grad_z, written(first));
       } else {
         if (!draws) std::memset(by_mu, 0, sizeof(Array));
         pass_by<KlTermBackward>({result(0), by_spread}, mu, spread, grad,
-                                draws ? grad_z : constant(by_mu));
+                                draws ? grad_z : written(by_mu));
       }
     }
     S* const by_scale = result(1);
@@ -255,7 +256,7 @@ class Head {
       pass<ByForm<SampleBackward>>({by_sample}, grad_z, scale);
       const S* by_term = by_spread;
       if (!is_spread(p_)) from_spread(p_, by_spread, scale, arrays_[6]), by_term = arrays_[6];
-      pass<ForAll<Add>>({by_scale}, constant(by_sample), by_term);
+      pass<ForAll<Add>>({by_scale}, written(by_sample), by_term);
     } else {
       from_spread(p_, by_spread, scale, by_scale);
     }
@@ -287,7 +288,8 @@ class Head {
   Problem prior_;  // its form and bounds as those of the scale
   int64_t position_, count_;
   bool whole_;
-  Rows<V, T> in_[kMaxOperands], out_[kMaxResults];
+  // Of the room that others have so many would take more than the stack of some threads.
+  Rows<V, T, kRoom> in_[kMaxOperands], out_[kMaxResults];
   T* place_[kMaxResults];
   BlockNoise<V, S> noise_;
   Array loaded_[std::is_same<T, S>::value ? 1 : kMaxOperands];

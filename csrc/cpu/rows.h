@@ -75,8 +75,9 @@ struct ByForm {
   }
 };
 
-// One operand or result: its elements in a row, where they lie or in a copy.
-template <class V, class T>
+// One operand or result: its elements in a row, where they lie or in a copy, of which there is room
+// for so many.
+template <class V, class T, int64_t kRoom = kPadded<V, T>>
 class Rows {
  public:
   // Blocks are to be of whole units, which this may raise.
@@ -114,7 +115,7 @@ class Rows {
 
   Walk<V, sizeof(T)> walk_;
   char* memory_;
-  alignas(64) T block_[kPadded<V, T>];
+  alignas(64) T block_[kRoom];
 };
 
 // A tile takes more instructions than a CPU looks ahead: without a prefetch the loop takes up
