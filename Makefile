@@ -6,7 +6,9 @@
 #                                                   (ARGS="-m slow" runs the exhaustive ones)
 #   make gpu     run a program on the stand-in GPU  (SCRIPT=path, ARGS="..." are its own)
 #   make integrations    run the tests with Pyro, diffusers and others, which it installs
-#   make bench   compare speed with the rivals
+#   make bench   compare speed with the rivals       (ARGS="-k calls": some of the cases)
+#   make pages   measure, and write the figures of README and docs anew
+#   make docs    build the documentation into build/site
 #   make wheel   the sdist and the wheels of a release in dist/, checked
 #   make release the same, and prints what is left to do by hand: it uploads nothing
 #   make lint    ruff, clang-format and mypy
@@ -26,7 +28,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
-.PHONY: demo test gpu integrations bench wheel release lint clean
+.PHONY: demo test gpu integrations bench pages docs wheel release lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -47,6 +49,13 @@ integrations: $(VENV)/integrations
 
 bench: $(VENV)/bench
 	$(BIN)/pytest benchmarks $(ARGS)
+
+pages: $(VENV)/bench
+	cd benchmarks && ../$(BIN)/python -m reparam_fused bench --json results/cpu.json
+	cd benchmarks && ../$(BIN)/python pages.py
+
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(VENV)/release
 	tests/wheel/make.sh $(BIN) $(CROSS)
@@ -73,7 +82,7 @@ $(VENV)/wheel: $(VENV)/torch $(SOURCES)
 	rm -rf $@
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w $@ .
 
-$(VENV)/demo $(VENV)/test $(VENV)/integrations $(VENV)/bench $(VENV)/dev $(VENV)/release: $(VENV)/wheel
+$(VENV)/demo $(VENV)/test $(VENV)/integrations $(VENV)/bench $(VENV)/docs $(VENV)/dev $(VENV)/release: $(VENV)/wheel
 	@echo "== installing the wheel and what 'make $(@F)' needs"
 	$(BIN)/python -m pip install --no-deps --force-reinstall $</*.whl
 	$(BIN)/python -m pip install "$$(echo $</*.whl)[$(@F)]"

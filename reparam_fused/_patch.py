@@ -561,8 +561,7 @@ def patch(*targets: str | type) -> Patch:
         ValueError: an unknown target, or a class whose ``sample`` computes something else.
         ImportError: the library of a target is missing. Nothing is patched then.
 
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> normal = torch.distributions.Normal(torch.zeros(3), torch.ones(3))
         >>> with reparam_fused.patch("normal"):

@@ -10,15 +10,14 @@ def backends() -> dict[str, str]:
 
     Returns:
         dict: ``"cpu"`` names the instruction set in use and ``"cuda"`` the compute
-        capabilities with machine code, or they say why there are no compiled kernels and how to
-        get them; the CUDA kernels are loaded with the first tensor on a GPU, and ``"cuda"`` says
-        from then on on which GPUs they cannot run. ``"triton"`` says which GPUs its kernels
-        serve: those, or all where the CUDA kernels are missing or left out by
-        ``REPARAM_FUSED_GPU=triton`` in the environment; ``"reference"`` is the plain torch code
-        that serves every device without a kernel.
+            capabilities with machine code, or they say why there are no compiled kernels and how
+            to get them; the CUDA kernels are loaded with the first tensor on a GPU, and ``"cuda"``
+            says from then on on which GPUs they cannot run. ``"triton"`` says which GPUs its
+            kernels serve: those, or all where the CUDA kernels are missing or left out by
+            ``REPARAM_FUSED_GPU=triton`` in the environment; ``"reference"`` is the plain torch
+            code that serves every device without a kernel.
 
-    Example::
-
+    Examples:
         >>> import reparam_fused
         >>> sorted(reparam_fused.backends())
         ['cpu', 'cuda', 'reference', 'triton']

@@ -34,13 +34,9 @@ class Normal(torch.distributions.Normal):
     in one kernel.
 
     A drop-in for :class:`torch.distributions.Normal`, whose arguments it takes; or with one of
-    ``log_var``, ``log_std`` and ``rho`` in place of ``scale``:
-
-    .. math::
-        \sigma = \mathrm{scale}, \quad \exp(\tfrac{1}{2}\,\mathrm{log\_var}), \quad
-        \exp(\mathrm{log\_std}) \quad\text{or}\quad \ln(1 + \exp(\mathrm{rho}))
-
-    of the clamped scale, plus ``min_std``. No exponential is taken before it is asked for:
+    ``log_var``, ``log_std`` and ``rho`` in place of ``scale``. Then ``sigma`` is
+    ``exp(log_var / 2)``, ``exp(log_std)`` or ``ln(1 + exp(rho))``, of the clamped scale, plus
+    ``min_std``. No exponential is taken before it is asked for:
     :meth:`rsample` takes it in the kernel, :meth:`log_prob`, :meth:`entropy` and the divergence
     have the logarithm of sigma from the form, exact where sigma itself would be infinite or 0.
 
@@ -62,8 +58,7 @@ class Normal(torch.distributions.Normal):
             no tensors or numbers, or, with validate_args, of no normal distribution.
         TypeError: a clamp or a min_std that are not numbers.
 
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> posterior = reparam_fused.Normal(torch.zeros(3), log_var=torch.zeros(3))
         >>> posterior.rsample((2,), key=reparam_fused.key(42)).shape
@@ -155,8 +150,26 @@ class Normal(torch.distributions.Normal):
         key: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples of shape ``(*sample_shape, *batch_shape)`` with the gradients of the
-        parameters, by :func:`fused_reparameterize`: see there for the key and the generator."""
+        """Samples ``loc + sigma * eps``, with the gradients of the parameters, by
+        :func:`fused_reparameterize`.
+
+        Args:
+            sample_shape (sequence of ints): so many samples of each element. Default: ``()``.
+            key (Tensor, optional): names the noise. Default: drawn from the generator.
+            generator (torch.Generator, optional): where the key is drawn when none is given.
+                Default: the default generator of the device.
+
+        Returns:
+            Tensor: of shape ``(*sample_shape, *batch_shape)`` and the dtype of the parameters.
+
+        It raises what :func:`fused_reparameterize` raises.
+
+        Examples:
+            >>> import torch, reparam_fused
+            >>> normal = reparam_fused.Normal(torch.zeros(2), log_std=torch.zeros(2))
+            >>> normal.rsample(key=reparam_fused.key(42))
+            tensor([-0.9702,  0.1940])
+        """
         return fused_reparameterize(
             self.loc, sample_shape=sample_shape, key=key, generator=generator, **self._options
         )
@@ -184,9 +197,8 @@ class Normal(torch.distributions.Normal):
         r"""Samples and the log of their density in one pass, and one backward pass, by
         :func:`fused_reparameterize_log_prob`.
 
-        .. math::
-            z = \mathrm{loc} + \sigma\,\epsilon, \qquad
-            \ln q(z) = -\tfrac{1}{2}\,\epsilon^2 - \ln \sigma - \tfrac{1}{2} \ln 2 \pi
+            z = loc + sigma * eps
+            log_q = sum over dim of -0.5 * eps**2 - ln(sigma) - 0.5 * ln(2 * pi)
 
         Args:
             sample_shape (sequence of ints): as :meth:`rsample` takes it.
@@ -194,18 +206,17 @@ class Normal(torch.distributions.Normal):
                 sum the log-density over, as :class:`torch.distributions.Independent` would;
                 None: all. Default: ``()``, none.
             tanh (bool): whether both are those of the tanh of the sample. Default: False.
-            key, generator: as :meth:`rsample` takes them.
+            key (Tensor, optional): as :meth:`rsample` takes it.
+            generator (torch.Generator, optional): as :meth:`rsample` takes it.
 
         Returns:
             (Tensor, Tensor): the samples that :meth:`rsample` gives, or their tanh, of shape
-            ``(*sample_shape, *batch_shape)``; and the log-density, of that shape without the
-            dimensions ``dim``: float32, for float64 parameters float64.
+                ``(*sample_shape, *batch_shape)``; and the log-density, of that shape without the
+                dimensions ``dim``: float32, for float64 parameters float64.
 
-        Raises:
-            As :func:`fused_reparameterize_log_prob`.
+        It raises what :func:`fused_reparameterize_log_prob` raises.
 
-        Example::
-
+        Examples:
             >>> import torch, reparam_fused
             >>> policy = reparam_fused.Normal(torch.zeros(2, 3), log_std=torch.zeros(3))
             >>> action, log_prob = policy.rsample_and_log_prob(
@@ -236,9 +247,8 @@ class Normal(torch.distributions.Normal):
         r"""Samples and the divergence of this distribution from a prior in one pass, and one
         backward pass, by :func:`fused_reparameterize_kl`.
 
-        .. math::
-            z = \mathrm{loc} + \sigma\,\epsilon, \qquad
-            \mathrm{KL}\left(N(\mathrm{loc}, \sigma)\,\|\,\mathrm{prior}\right)
+            z = loc + sigma * eps
+            kl = sum over dim of KL(N(loc, sigma) || prior)
 
         Args:
             prior (torch.distributions.Normal, optional): of parameters that broadcast to
@@ -246,19 +256,18 @@ class Normal(torch.distributions.Normal):
             sample_shape (sequence of ints): as :meth:`rsample` takes it.
             dim (int, sequence of ints or None, optional): the dimensions of ``batch_shape`` to
                 sum the divergence over; None: all. Default: ``()``, none.
-            key, generator: as :meth:`rsample` takes them.
+            key (Tensor, optional): as :meth:`rsample` takes it.
+            generator (torch.Generator, optional): as :meth:`rsample` takes it.
 
         Returns:
             (Tensor, Tensor): the samples that :meth:`rsample` gives, of shape
-            ``(*sample_shape, *batch_shape)``; and the divergence, which does not depend on them,
-            of ``batch_shape`` without the dimensions ``dim``: float32, for float64 parameters
-            float64.
+                ``(*sample_shape, *batch_shape)``; and the divergence, which does not depend on
+                them, of ``batch_shape`` without the dimensions ``dim``: float32, for float64
+                parameters float64.
 
-        Raises:
-            As :func:`fused_reparameterize_kl`.
+        It raises what :func:`fused_reparameterize_kl` raises.
 
-        Example::
-
+        Examples:
             >>> import torch, reparam_fused
             >>> posterior = reparam_fused.Normal(torch.zeros(2, 3), log_var=torch.full((3,), -1.0))
             >>> prior = torch.distributions.Normal(0.0, 1.0)
@@ -277,7 +286,25 @@ class Normal(torch.distributions.Normal):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """The log of the density at ``value``, element by element."""
+        """The log of the density at ``value``, element by element.
+
+            -0.5 * ((value - loc) / sigma)**2 - ln(sigma) - 0.5 * ln(2 * pi)
+
+        Args:
+            value (Tensor): of a shape that broadcasts with ``batch_shape``.
+
+        Returns:
+            Tensor: of the broadcast shape; ``ln(sigma)`` is taken from the form, where it has one.
+
+        Raises:
+            ValueError: with validate_args, a value that is not a real number.
+
+        Examples:
+            >>> import torch, reparam_fused
+            >>> normal = reparam_fused.Normal(torch.zeros(1), log_var=torch.full((1,), -300.0))
+            >>> normal.log_prob(torch.zeros(1))  # of exp(-150) nothing is left in float32
+            tensor([149.0811])
+        """
         if self._validate_args:
             self._validate_sample(value)
         log_scale = self._log_scale
@@ -289,7 +316,7 @@ class Normal(torch.distributions.Normal):
         return -0.5 * distance.square() - log_scale - 0.5 * math.log(2 * math.pi)
 
     def entropy(self) -> Tensor:
-        """The entropy in nats, of shape ``batch_shape``."""
+        """The entropy ``0.5 + 0.5 * ln(2 * pi) + ln(sigma)`` in nats, of shape ``batch_shape``."""
         log_scale = self._log_scale
         if log_scale is None:
             log_scale = self.scale.log()

@@ -79,22 +79,21 @@ def fused_reparameterize(
     global_shape: Sequence[int] | None = None,
     global_offset: Sequence[int] | None = None,
 ) -> Tensor:
-    r"""Draw :math:`z = \mu + \sigma\,\epsilon` with :math:`\epsilon \sim N(0, 1)`, in one pass.
-
-    The scale is given in exactly one form:
-
-    ===========  ====================================================================
-    ``log_var``  :math:`\sigma = \exp(\tfrac{1}{2}\,\mathrm{log\_var})`
-    ``log_std``  :math:`\sigma = \exp(\mathrm{log\_std})`
-    ``std``      :math:`\sigma` itself, used as it is, negative values too
-    ``rho``      :math:`\sigma = \ln(1 + e^\rho)`, softplus (Blundell et al., Weight
-                 Uncertainty in Neural Networks, 2015), exact over its whole range
-    ===========  ====================================================================
+    r"""Draw ``z = mu + sigma * eps`` with ``eps ~ N(0, 1)``, in one pass.
 
     A drop-in for ``mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)`` (Kingma and
     Welling, Auto-Encoding Variational Bayes, 2013), with gradients of every order. The
-    backward draws eps again: it keeps the scale and a 16-byte key (of a std the key
-    alone), and the gradient of ``mu`` is that of ``z`` itself.
+    scale is given in exactly one form:
+
+    - ``log_var``: ``sigma = exp(log_var / 2)``
+    - ``log_std``: ``sigma = exp(log_std)``
+    - ``std``: sigma itself, used as it is, negative values too
+    - ``rho``: ``sigma = softplus(rho) = ln(1 + exp(rho))``, exact over its whole range
+      (Blundell et al., Weight Uncertainty in Neural Networks, 2015)
+
+    The gradient of ``mu`` is that of ``z`` itself; that of the scale is
+    ``grad_z * eps * dsigma/dscale``, for which the backward draws eps again: it keeps the
+    scale and a 16-byte key (of a std the key alone).
 
     With a key, the result is a pure function of the arguments, with the same bits on
     every backend in float32, float16 and bfloat16 (float64: within a few ULP). Without
@@ -104,9 +103,11 @@ def fused_reparameterize(
     ``DTensor`` arguments give a ``DTensor``, with the noise and the gradients of the whole
     tensor on any mesh; without a key, the first rank of the mesh draws one for all.
 
+    NaN and infinity are data: they follow IEEE 754 and stay in their own element.
+
     Args:
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
-        log_var (Tensor or float, optional): log of the variance, :math:`2 \ln \sigma`;
+        log_var (Tensor or float, optional): log of the variance, ``2 * ln(sigma)``;
             broadcasts with ``mu``. A number counts as a tensor of the dtype of ``mu``; a tensor
             without dimensions may be on the CPU beside a ``mu`` elsewhere. The same holds for
             every form of the scale.
@@ -126,19 +127,20 @@ def fused_reparameterize(
             int64, of shape ``(2,)``, or ``(*batch, 2)`` to give each slice of the leading
             dimensions of the result its own stream. Sizes of 1 in place of ``sample_shape``
             give the samples of a slice one stream, in which they are numbered one after the
-            other; its own sizes tell the samples apart.
+            other; its own sizes tell the samples apart. Default: drawn from the generator.
         generator (torch.Generator, optional): where the key is drawn when none is given.
             Default: the default generator of the device.
         global_shape (sequence of ints, optional): the shape of the larger tensor of which
             ``z`` is a block: each element has the noise of its place there. Needs a key;
             dimensions that a batched key tells apart do not count (of size 1 at the end of
-            its batch, they do).
+            its batch, they do). Default: that of ``z``.
         global_offset (sequence of ints, optional): where in it the block begins.
 
     Returns:
         Tensor: z, of the broadcast shape after ``sample_shape``, with ``torch.result_type(mu,
-        scale)`` and the memory format that ``mu + scale`` has. Half types are computed in float32
-        and rounded once. Under ``torch.autocast`` the dtype is that of the line it replaces.
+            scale)`` and the memory format that ``mu + scale`` has. Half types are computed in
+            float32 and rounded once. Under ``torch.autocast`` the dtype is that of the line it
+            replaces.
 
     Raises:
         TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
@@ -153,10 +155,7 @@ def fused_reparameterize(
             ``torch.jit.trace``, which get the eager line; forward-mode differentiation within
             ``torch.compile``.
 
-    NaN and infinity are data: they follow IEEE 754 and stay in their own element.
-
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> mu, log_var = torch.zeros(4), torch.zeros(4)
         >>> k = reparam_fused.key(42)
@@ -241,12 +240,10 @@ def fused_kl_divergence(
     dim: int | Sequence[int] | None = (),
     prior: torch.distributions.Normal | None = None,
 ) -> Tensor:
-    r"""The Kullback-Leibler divergence of :math:`N(\mu, \sigma)` from :math:`N(0, 1)`, or from a
-    prior :math:`N(m, s)`, in one pass: of each element, or summed over dimensions.
+    r"""The Kullback-Leibler divergence of ``N(mu, sigma)`` from ``N(0, 1)``, or from a prior
+    ``N(m, s)``, in one pass: of each element, or summed over dimensions.
 
-    .. math::
-        \tfrac{1}{2}\left(\frac{(\mu - m)^2}{s^2} + \frac{\sigma^2}{s^2} - 1
-        - \ln \frac{\sigma^2}{s^2}\right)
+        KL = 0.5 * ((mu - m)**2 / s**2 + sigma**2 / s**2 - 1 - ln(sigma**2 / s**2))
 
     The regulariser of a VAE (Kingma and Welling, Auto-Encoding Variational Bayes, 2013,
     appendix B), as ``torch.distributions.kl_divergence(Normal(mu, sigma), Normal(0, 1))``, with
@@ -256,6 +253,8 @@ def fused_kl_divergence(
     rounding; here the result keeps its relative accuracy down to the smallest divergence, as
     does the gradient (of a rho and with a min_std, relative to the sigma that they give). Same
     bits on every backend in float32, float16 and bfloat16 (float64: within a few ULP).
+
+    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0.
 
     Args:
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
@@ -276,11 +275,11 @@ def fused_kl_divergence(
 
     Returns:
         Tensor: at least 0, of the broadcast shape without the dimensions ``dim``. A sum is
-        float32, for float64 arguments float64: the same bits for any number of threads, any batch
-        and any backend. The divergence of each element has ``torch.result_type(mu, scale)`` and,
-        from N(0, 1), the memory format of ``mu + scale``; half types are computed in float32 and
-        rounded once. Under ``torch.autocast`` the dtype is that of the formula in torch's own
-        operations. ``DTensor`` arguments give a ``DTensor``.
+            float32, for float64 arguments float64: the same bits for any number of threads, any
+            batch and any backend. The divergence of each element has ``torch.result_type(mu,
+            scale)`` and, from N(0, 1), the memory format of ``mu + scale``; half types are
+            computed in float32 and rounded once. Under ``torch.autocast`` the dtype is that of
+            the formula in torch's own operations. ``DTensor`` arguments give a ``DTensor``.
 
     Raises:
         TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
@@ -290,10 +289,7 @@ def fused_kl_divergence(
         ValueError: no scale or more than one; a clamp whose low end is above the high one; a
             negative min_std.
 
-    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0.
-
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> mu, log_var = torch.tensor([0.0, 1.0, 0.0]), torch.tensor([0.0, 0.0, 1e-3])
         >>> reparam_fused.fused_kl_divergence(mu, log_var)
@@ -327,45 +323,65 @@ def fused_reparameterize_kl(
     global_offset: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""The sample of :func:`fused_reparameterize` and the divergence of its distribution from
-    :math:`N(0, 1)`, or from a prior, summed over dimensions: in one pass, and one backward pass.
+    ``N(0, 1)``, or from a prior, summed over dimensions: in one pass, and one backward pass.
 
-    The head of a VAE (Kingma and Welling, Auto-Encoding Variational Bayes, 2013): the line
+        z = mu + sigma * eps
+        kl = sum over dim of 0.5 * (mu**2 + sigma**2 - 1 - ln(sigma**2))
+
+    The head of a VAE (Kingma and Welling, Auto-Encoding Variational Bayes, 2013): the lines
     ``z = mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)`` and ``kl = 0.5 * (mu**2 +
     log_var.exp() - 1 - log_var).sum(dim)``. The samples are those of
     :func:`fused_reparameterize`, the divergence is that of :func:`fused_kl_divergence`, and the
     gradients are those of both.
 
     Args:
-        mu (Tensor), log_var, log_std, std, rho, clamp, min_std: as
-            :func:`fused_reparameterize` takes them.
+        mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
+        log_var (Tensor or float, optional): log of the variance; broadcasts with ``mu``.
+            Exactly one form of the scale is given, as to :func:`fused_reparameterize`.
+        log_std (Tensor or float, optional): log of the standard deviation.
+        std (Tensor or float, optional): the standard deviation.
+        rho (Tensor or float, optional): what softplus makes a standard deviation of.
+        clamp ((float or None, float or None), optional): low and high end of a clamp of the scale
+            as it was given. Default: no clamp.
+        min_std (float): what is added to sigma; at least 0. Default: 0.
         dim (int, sequence of ints or None): the dimensions to sum over, of one sample, as in
-            ``torch.sum``; None: all.
+            ``torch.sum``; None: all. It has no default.
         prior (torch.distributions.Normal, optional): as :func:`fused_kl_divergence` takes it.
             Default: N(0, 1).
         sample_shape (sequence of ints): so many samples of each element. The divergence does not
-            depend on them, and has no such dimensions. Default: ``()``.
-        key, generator, global_shape, global_offset: as :func:`fused_reparameterize` takes them.
+            depend on them, and has no such dimensions. Default: ``()``, one sample.
+        key (Tensor, optional): as :func:`fused_reparameterize` takes it. Default: drawn from the
+            generator.
+        generator (torch.Generator, optional): where the key is drawn when none is given.
+            Default: the default generator of the device.
+        global_shape (sequence of ints, optional): the shape of the larger tensor of which ``z``
+            is a block. Default: that of ``z``.
+        global_offset (sequence of ints, optional): where in it the block begins.
 
     Returns:
         (Tensor, Tensor): z, of ``torch.result_type(mu, scale)``, in row-major order; and the
-        divergence, of the broadcast shape without the dimensions ``dim``: float32, for float64
-        arguments float64. It has the same bits for any number of threads, any batch and any
-        backend, and so have z and, in float32 and the half types, the gradients.
+            divergence, of the broadcast shape without the dimensions ``dim``: float32, for float64
+            arguments float64. It has the same bits for any number of threads, any batch and any
+            backend, and so have z and, in float32 and the half types, the gradients.
 
     Raises:
-        As :func:`fused_reparameterize` and :func:`fused_kl_divergence`; TypeError: a prior that is
-        not normal.
+        TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
+            said to be above, or a prior that is not normal.
+        RuntimeError: shapes that do not broadcast, different devices, a dim named twice, or a
+            block that is not within global_shape.
+        IndexError: a dim that one sample does not have.
+        ValueError: no scale or more than one; a clamp whose low end is above the high one; a
+            negative min_std; both of key and generator; one of global_shape and global_offset
+            alone, or without a key.
+        NotImplementedError: where :func:`fused_reparameterize` raises it.
 
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> mu, log_var = torch.zeros(2, 3), torch.full((2, 3), -1.0)
         >>> k = reparam_fused.key(42)
         >>> z, kl = reparam_fused.fused_reparameterize_kl(mu, log_var, dim=-1, key=k)
         >>> z.shape, kl
         (torch.Size([2, 3]), tensor([0.5518, 0.5518]))
-        >>> (z.square().mean() + kl.mean()).backward  # doctest: +ELLIPSIS
-        <bound method Tensor.backward of tensor(...)>
     """
     if global_shape is None and global_offset is None and sample_shape == ():
         result = _call.plain_head(
@@ -421,39 +437,59 @@ def fused_reparameterize_log_prob(
     r"""The sample of :func:`fused_reparameterize` and its log-density, summed over dimensions: in
     one pass, and one backward pass.
 
-    .. math::
-        z = \mu + \sigma\,\epsilon, \qquad
-        \ln q(z) = -\tfrac{1}{2}\,\epsilon^2 - \ln \sigma - \tfrac{1}{2} \ln 2 \pi
+        z = mu + sigma * eps
+        log_q = sum over dim of -0.5 * eps**2 - ln(sigma) - 0.5 * ln(2 * pi)
 
     As ``z = Normal(mu, sigma).rsample()`` and ``Normal(mu, sigma).log_prob(z).sum(dim)``, with the
     gradient that autograd gives of both.
 
     With ``tanh`` it is the head of a squashed Gaussian policy (Haarnoja et al., Soft Actor-Critic,
-    2018, appendix C): the action :math:`a = \tanh z` and its log-density, from which
-    :math:`\ln (1 - a^2) = 2\,(\ln 2 - z - \mathrm{softplus}(-2 z))` is taken off. Both, and
-    their gradients, stay finite and right where a rounds to 1 or -1.
+    2018, appendix C): the action ``a = tanh(z)`` and its log-density, from which
+    ``ln(1 - a**2) = 2 * (ln(2) - z - softplus(-2 * z))`` is taken off. Both, and their gradients,
+    stay finite and right where a rounds to 1 or -1.
 
     Args:
-        mu (Tensor), log_var, log_std, std, rho, clamp, min_std: as
-            :func:`fused_reparameterize` takes them.
+        mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.
+        log_var (Tensor or float, optional): log of the variance; broadcasts with ``mu``.
+            Exactly one form of the scale is given, as to :func:`fused_reparameterize`.
+        log_std (Tensor or float, optional): log of the standard deviation.
+        std (Tensor or float, optional): the standard deviation.
+        rho (Tensor or float, optional): what softplus makes a standard deviation of.
+        clamp ((float or None, float or None), optional): low and high end of a clamp of the scale
+            as it was given. Default: no clamp.
+        min_std (float): what is added to sigma; at least 0. Default: 0.
         dim (int, sequence of ints or None): the dimensions to sum over, of one sample, as in
-            ``torch.sum``; None: all.
+            ``torch.sum``; None: all. It has no default.
         tanh (bool): whether tanh is applied to the sample. Default: False.
-        sample_shape, key, generator, global_shape, global_offset: as
-            :func:`fused_reparameterize` takes them.
+        sample_shape (sequence of ints): so many samples of each element, each with its own
+            log-density. Default: ``()``, one sample.
+        key (Tensor, optional): as :func:`fused_reparameterize` takes it. Default: drawn from the
+            generator.
+        generator (torch.Generator, optional): where the key is drawn when none is given.
+            Default: the default generator of the device.
+        global_shape (sequence of ints, optional): the shape of the larger tensor of which ``z``
+            is a block. Default: that of ``z``.
+        global_offset (sequence of ints, optional): where in it the block begins.
 
     Returns:
         (Tensor, Tensor): z or a, of ``torch.result_type(mu, scale)``, in row-major order; and the
-        log-density, of ``sample_shape`` and the broadcast shape without the dimensions ``dim``:
-        float32, for float64 arguments float64. It has the same bits for any number of threads,
-        any batch and any backend, and so have z and, in float32 and the half types, the
-        gradients; those of several samples are added up by torch, within rounding.
+            log-density, of ``sample_shape`` and the broadcast shape without the dimensions
+            ``dim``: float32, for float64 arguments float64. It has the same bits for any number of
+            threads, any batch and any backend, and so have z and, in float32 and the half types,
+            the gradients; those of several samples are added up by torch, within rounding.
 
     Raises:
-        As :func:`fused_reparameterize`; IndexError: a dim that one sample does not have.
+        TypeError: an argument is not a dense tensor of a supported dtype, or not what it is
+            said to be above.
+        RuntimeError: shapes that do not broadcast, different devices, a dim named twice, or a
+            block that is not within global_shape.
+        IndexError: a dim that one sample does not have.
+        ValueError: no scale or more than one; a clamp whose low end is above the high one; a
+            negative min_std; both of key and generator; one of global_shape and global_offset
+            alone, or without a key.
+        NotImplementedError: where :func:`fused_reparameterize` raises it.
 
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> mu, log_std = torch.zeros(2, 3), torch.full((2, 3), 3.0)
         >>> k = reparam_fused.key(42)

@@ -1,7 +1,6 @@
 """The functions as modules.
 
-Example::
-
+Examples:
     >>> from reparam_fused import nn
     >>> nn.Reparameterize("rho", min_std=1e-3)
     Reparameterize(form='rho', min_std=0.001)
@@ -23,10 +22,12 @@ __all__ = ["Reparameterize"]
 
 
 class Reparameterize(torch.nn.Module):
-    r"""The sample :math:`z = \mu + \sigma \epsilon` in training, and its mean in evaluation.
+    """The sample ``z = mu + sigma * eps`` in training, and its mean in evaluation.
 
     :func:`fused_reparameterize` as a layer, which ``train()`` and ``eval()`` switch as they do
-    dropout. It has no parameters and no state.
+    dropout. It has no parameters and no state. ``mu`` and ``scale`` broadcast to ``(*)``; the
+    output is ``(*sample_shape, *)``, of the dtype that the sample has,
+    ``torch.result_type(mu, scale)``, in both modes.
 
     Args:
         form (str): what the scale is given as: ``"log_var"``, ``"log_std"``, ``"std"`` or
@@ -41,12 +42,7 @@ class Reparameterize(torch.nn.Module):
         ValueError: an unknown form, or numbers that bound nothing.
         TypeError: a clamp, a min_std or a sample_shape that are not numbers.
 
-    Shapes:
-        ``mu`` and ``scale`` broadcast to ``(*)``; the output is ``(*sample_shape, *)``, of the
-        dtype that the sample has, ``torch.result_type(mu, scale)``, in both modes.
-
-    Example::
-
+    Examples:
         >>> import torch, reparam_fused
         >>> layer = reparam_fused.nn.Reparameterize(clamp=(-30.0, 20.0))
         >>> layer
@@ -85,7 +81,19 @@ class Reparameterize(torch.nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """z; in evaluation mu, of the shape and the dtype of z: itself where it has them, else a
-        view or a copy."""
+        view or a copy.
+
+        Args:
+            mu (Tensor): the mean.
+            scale (Tensor or float): the scale, in the form of this layer.
+            key (Tensor, optional): as :func:`fused_reparameterize` takes it.
+            generator (torch.Generator, optional): as :func:`fused_reparameterize` takes it.
+
+        Returns:
+            Tensor: of shape ``(*sample_shape, *)``.
+
+        It raises what :func:`fused_reparameterize` raises.
+        """
         if not self.training:
             return _call.mean(mu, self.form, scale, self.sample_shape)
         given: dict[str, Any] = {self.form: scale}

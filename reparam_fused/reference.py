@@ -8,6 +8,11 @@ within a few ULP.
 The stream is that of ``torch.func._random.normal``: Philox-4x32-10 (Salmon et
 al., SC11), four normals a counter (two in float64), by Box-Muller. A key is
 ``(seed, offset)``; element ``i`` takes counter ``offset + i // 4``, lane ``i % 4``.
+
+Examples:
+    >>> import torch, reparam_fused
+    >>> reparam_fused.reference.noise(reparam_fused.key(42), [3], torch.float32)
+    tensor([-0.9702,  0.1940, -1.2356])
 """
 
 from __future__ import annotations

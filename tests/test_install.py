@@ -136,13 +136,6 @@ def test_docstring_examples(name: str) -> None:
         assert ">>>" in (getattr(module, public).__doc__ or ""), f"{public} has no example"
 
 
-def test_readme_examples() -> None:
-    """The Python of the README runs, and prints what it says."""
-    failed, attempted = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
-    assert failed == 0
-    assert attempted > 0
-
-
 def test_no_flag_that_gives_up_ieee() -> None:
     """Looked for in the flags and pragmas, not in the prose."""
     text = (ROOT / "setup.py").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,9 +9,9 @@ import torch
 from conftest import ON_STAND_IN
 from helpers import eager, inputs, needs_kernels
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from reparam_fused import fused_reparameterize
+from reparam_fused.bench.memory import peak_bytes
 
 pytestmark = needs_kernels
 SLACK = 4096  # keys, and what the allocators round up
@@ -27,35 +26,6 @@ def caching_allocator() -> Iterator[None]:
     if ON_STAND_IN:
         torch.cuda.empty_cache()
         torch.cuda.memory.caching_allocator_enable(False)
-
-
-def wait_for(allocated: int, device: torch.device) -> None:
-    """The thread of a backward lets go of its tensors some time after it has given its results."""
-    last = time.monotonic() + 10
-    while torch.cuda.memory_allocated(device) != allocated:
-        assert time.monotonic() < last, "memory that a call took was not freed"
-        time.sleep(0.01)
-
-
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """The most that was allocated at one time, beyond what there was before."""
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        call()
-        wait_for(before, device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        wait_for(before, device)
-        return torch.cuda.max_memory_allocated(device) - before
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as result:
-        call()
-    allocated = peak = 0
-    for event in result.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            allocated += event.nbytes()
-            peak = max(peak, allocated)
-    return peak
 
 
 def test_forward_and_backward_take_two_tensors(device: torch.device) -> None:

@@ -5,7 +5,8 @@
 #
 # The package is the installed one, PYTHON its interpreter. What a part prints is in a file of the
 # folder, and so is a summary; a part that takes longer than its limit is ended. Correctness takes
-# one or two minutes on 16 cores, for its parts run side by side, speed as long, the profile less.
+# one or two minutes on 16 cores, for its parts run side by side, the profile less. Speed, with
+# rich and matplotlib, takes some minutes; so far it was run in this form on no GPU.
 # The exit status is the number of parts that failed.
 set -uo pipefail
 out=$(realpath -m "${1:?a folder for what is printed}")
@@ -62,14 +63,11 @@ correctness() {
 }
 
 speed() {
-  # Compilers fill their caches side by side first.
-  "$python" benchmarks/gpu_speed.py --warm >"$out/warm.txt" 2>&1 &
-  REPARAM_FUSED_GPU=triton "$python" benchmarks/gpu_speed.py --warm --no-compile --key \
-    >"$out/warm_triton.txt" 2>&1 &
-  wait
-  part speed 200 "$python" benchmarks/gpu_speed.py || failed=$((failed + 1))
-  part speed_triton 100 env REPARAM_FUSED_GPU=triton \
-    "$python" benchmarks/gpu_speed.py --no-compile --key || failed=$((failed + 1))
+  part speed 400 "$python" -m reparam_fused bench --device cuda --json "$out/speed.json" \
+    --plot "$out/speed.png" || failed=$((failed + 1))
+  part speed_triton 150 env REPARAM_FUSED_GPU=triton \
+    "$python" -m reparam_fused bench --device cuda --quick --json "$out/speed_triton.json" ||
+    failed=$((failed + 1))
   part check_times 120 "$python" -m reparam_fused check --device cuda || failed=$((failed + 1))
 }
 
