@@ -122,11 +122,13 @@ def _check_place(
     batch = key.shape[:-1]
     _require(
         key.dtype in KEY_DTYPES
+        and key.layout == torch.strided
         and tuple(key.shape[-1:]) == (2,)
         and len(batch) <= len(shape)
         and all(k in (1, n) for k, n in zip(batch, shape, strict=False)),
         f"expected a uint64 key of shape (2,) or (*batch, 2) for {tuple(shape)}, "
-        f"got {key.dtype} {tuple(key.shape)}",
+        f"got {key.dtype} {tuple(key.shape)}"
+        + (f" of layout {key.layout}" if key.layout != torch.strided else ""),
     )
     _require(
         (global_shape is None) == (global_offset is None),
@@ -277,6 +279,7 @@ def _check_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> No
     n = m if data is None else data.numel()
     _require(
         keys.dtype in KEY_DTYPES
+        and keys.layout == torch.strided
         and keys.is_contiguous()
         and keys.shape == (m, 2)
         and num >= 0

@@ -30,7 +30,7 @@ def broadcast(a: torch.Size, b: torch.Size) -> torch.Size:
 def check_dtype(function: str, name: str, dtype: object) -> None:
     """dtype must be one that the kernels compute."""
     if dtype not in DTYPES:
-        raise TypeError(f"{function}(): {name} must be {_DTYPE_NAMES}, got {dtype}")
+        raise TypeError(f"{function}(): {name} must be {_DTYPE_NAMES}, got {dtype!r}")
 
 
 def check_tensor(function: str, name: str, value: object) -> None:
@@ -79,6 +79,8 @@ def check_key(function: str, key: object) -> None:
         raise TypeError(f"{function}(): key must be {expected}, got {type(key).__name__}")
     if key.dtype not in KEY_DTYPES:
         raise TypeError(f"{function}(): key must be {expected}, got dtype {key.dtype}")
+    if key.layout != torch.strided:
+        raise TypeError(f"{function}(): key must be {expected}, got layout {key.layout}")
     if key.dim() == 0 or key.shape[-1] != 2:
         raise RuntimeError(f"{function}(): key must be {expected}, got shape {tuple(key.shape)}")
 
@@ -113,12 +115,17 @@ def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:
 def check_sizes(function: str, name: str, sizes: Iterable[object]) -> torch.Size:
     """sizes must be those of a tensor."""
     try:
-        shape = torch.Size(sizes)  # type: ignore[arg-type]
+        shape = tuple(torch.Size(sizes))  # type: ignore[arg-type]
+        if any(n < 0 for n in shape):
+            raise RuntimeError(f"{function}(): {name} must not be negative, got {shape}")
     except TypeError:
         raise TypeError(f"{function}(): {name} must be ints, got {sizes!r}") from None
-    if any(n < 0 for n in shape):
-        raise RuntimeError(f"{function}(): {name} must not be negative, got {tuple(shape)}")
-    return shape
+    except ValueError:  # of an int of more than 64 bits
+        shape = tuple(sizes)  # type: ignore[arg-type]
+    # Of a size that torch.compile leaves open nothing is to be asked.
+    if math.prod([n for n in shape if type(n) is int]) >= 2**63:
+        raise RuntimeError(f"{function}(): {name} must be of less than 2**63 elements, got {shape}")
+    return torch.Size(shape)
 
 
 def check_block(

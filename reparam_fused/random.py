@@ -129,9 +129,9 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         Tensor: keys of shape ``(num, *batch, 2)``, of the dtype of ``key``.
 
     Raises:
-        TypeError: key is not a uint64 or an int64 tensor, or num not an int.
+        TypeError: key is not a dense uint64 or int64 tensor, or num not an int.
         RuntimeError: key has another shape.
-        ValueError: num is not positive.
+        ValueError: num is not positive, or so large that no tensor could have the keys.
 
     Examples:
         >>> import reparam_fused
@@ -143,6 +143,8 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"split(): argument 'num' must be int, not {type(num).__name__}")
     if num <= 0:
         raise ValueError(f"split(): num must be positive, got {num}")
+    if num * key.numel() >= 2**60:  # their bytes
+        raise ValueError(f"split(): num must be small enough for a tensor, got {num}")
     keys = _plain_split(key, 0, num)
     if keys is None:
         keys = _children(key, None, 0, num).view(num, *key.shape)

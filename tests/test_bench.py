@@ -50,6 +50,13 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[cases.Case]:
     monkeypatch.setattr(cases, "compiled", lambda line, _: line)
     monkeypatch.setattr(accuracy, "compiled", lambda line, _: line)
     monkeypatch.setattr(bench, "SECONDS", 0.01)
+    if ON_STAND_IN:  # it has none of the kernels of torch.func._random
+
+        def missing(*_: object) -> None:
+            raise NotImplementedError
+
+        monkeypatch.setattr(cases, "keyed_random", missing)
+        monkeypatch.setattr(accuracy, "keyed_random", missing)
     return chosen
 
 

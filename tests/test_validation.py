@@ -136,7 +136,29 @@ CASES: list[tuple[Call, type[Exception], str]] = [
     (lambda x, k: fold_in(k, 0.5), TypeError, "argument 'data' must be int, not float"),
     (lambda x, k: fold_in(k, 2**64), ValueError, "data must be in [-2**63, 2**64), got"),
     (lambda x, k: noise(k, 3, dtype=torch.int32), TypeError, f"dtype {FLOATS}, got torch.int32"),
-    (lambda x, k: noise(k, 3, dtype="float32"), TypeError, f"dtype {FLOATS}, got float32"),
+    (lambda x, k: noise(k, 3, dtype="float32"), TypeError, f"dtype {FLOATS}, got 'float32'"),
+    (lambda x, k: noise(k, 3, dtype=torch.qint8), TypeError, f"dtype {FLOATS}, got torch.qint8"),
+    (
+        lambda x, k: noise(k, 2**63),
+        RuntimeError,
+        "shape must be of less than 2**63 elements, got (9",
+    ),
+    (lambda x, k: noise(k, 2**40, 2**40), RuntimeError, "shape must be of less than 2**63"),
+    (
+        lambda x, k: noise(k.view(torch.int64).to_sparse(), 3),
+        TypeError,
+        "as reparam_fused.key(seed) gives, got layout",
+    ),
+    (lambda x, k: split(k.view(torch.int64).to_sparse()), TypeError, f"split(): {KEY}"),
+    (lambda x, k: fold_in(k.view(torch.int64).to_sparse(), 1), TypeError, f"fold_in(): {KEY}"),
+    (lambda x, k: fused_reparameterize(x, x, key=k.view(torch.int64).to_sparse()), TypeError, KEY),
+    (lambda x, k: split(k, 2**63), ValueError, "num must be small enough for a tensor, got 9223"),
+    (lambda x, k: split(k, 2**62), ValueError, "num must be small enough for a tensor, got 4611"),
+    (
+        lambda x, k: fused_reparameterize(x, x, sample_shape=(2**32, 2**32)),
+        RuntimeError,
+        "sample_shape must be of less than 2**63 elements, got (4294967296, 4294967296)",
+    ),
     (lambda x, k: noise(k, 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
     (lambda x, k: noise(k, (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),
     (lambda x, k: noise(split(k), 3), RuntimeError, "noise(): the batch shape of key must"),
@@ -214,10 +236,24 @@ def test_the_ops_themselves_check_what_memory_safety_needs(
     x = torch.zeros(4, 3, device=device)
     with pytest.raises(RuntimeError):
         reparam_fused._ops.sample_from_key(x, x, bad.to(device))
-    with pytest.raises(RuntimeError):
-        reparam_fused._ops.sample_from_key(x, x.int(), bad.to(device))
+    with pytest.raises(RuntimeError, match="got Int"):
+        reparam_fused._ops.sample_from_key(x, x.int(), key(1, device=device))
     with pytest.raises(RuntimeError):
         reparam_fused._ops.noise(bad.to(device), x.shape, torch.float32)
+
+
+def test_the_ops_take_no_sparse_key(recwarn: pytest.WarningsRecorder) -> None:
+    """And do not say that a compiler is missing."""
+    x, sparse = torch.zeros(3), key(1).view(torch.int64).to_sparse()
+    calls = {
+        "layout torch.sparse_coo": lambda: reparam_fused._ops.sample_from_key(x, x, sparse),
+        "of layout torch.sparse": lambda: reparam_fused._ops.noise(sparse, (3,), torch.float32),
+        "contiguous keys": lambda: reparam_fused._ops.derive(sparse[None], None, 0, 2),
+    }
+    for message, call in calls.items():
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    assert not [w for w in recwarn if "missing" in str(w.message)]
 
 
 @needs_kernels

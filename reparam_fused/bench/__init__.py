@@ -14,7 +14,7 @@ from ..check import gpus, parse_device
 
 SUMMARY = "measure speed, memory and errors beside the lines that the library replaces"
 #: Seconds for each case, of a full run and of a quick one
-SECONDS, QUICK_SECONDS = 0.6, 0.15
+SECONDS, QUICK_SECONDS = 0.6, 0.12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -16,11 +16,11 @@ STYLES: dict[str, dict[str, Any]] = {
     "floor": {"color": "#555555", "linestyle": "--"},
 }
 LABELS = {
-    "eager": "the eager line",
-    "torch.compile": "torch.compile of it",
-    "func._random": "with torch.func._random",
+    "eager": "eager",
+    "torch.compile": "torch.compile",
+    "func._random": "torch.func._random",
     "fused": "fused_reparameterize",
-    "floor": "floor: torch.add on as many bytes",
+    "floor": "floor: torch.add",
 }
 
 
