@@ -37,6 +37,11 @@ def _options(call: Call, key: Tensor | None) -> tuple[Any, ...]:
     return (key, call.form.name, *(call.block or (None, None)), call.bounds)
 
 
+def dense(grad: Tensor) -> Tensor:
+    """What comes in may be sparse: the eager line takes it, and the kernels do not."""
+    return grad if grad.layout == torch.strided else grad.to_dense()
+
+
 def gradient_of_scale(call: Call, grad: Tensor, scale: Tensor | None, key: Tensor | None) -> Tensor:
     """The gradient of the scale, differentiable again."""
     if not is_compiling():
@@ -100,6 +105,7 @@ class Forward(_SingleLevelFunction):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         by_x = by_scale = None
         if grad is not None:
+            grad = dense(grad)
             call: Call = ctx.call
             x, scale, key = ctx.saved_tensors
             _, _, needs_x, needs_scale = ctx.needs_input_grad

@@ -17,7 +17,7 @@ from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
 from . import _extensions, _ops
-from ._autograd import _apply, _below, gradient_of_scale, gradients_of_samples
+from ._autograd import _apply, _below, dense, gradient_of_scale, gradients_of_samples
 from ._forms import FORMS, KL_DIVERGENCE, SAMPLE, Call
 
 
@@ -224,6 +224,10 @@ def _gradients(
     call = head.call
     if grad_total is None and grad_z is None:
         return None, None, None, None
+    if grad_z is not None:
+        grad_z = dense(grad_z)
+    if grad_total is not None:
+        grad_total = dense(grad_total)
     if grad_total is None and head.term != "tanh_log_prob":
         # The sample alone
         assert grad_z is not None

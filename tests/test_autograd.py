@@ -341,3 +341,26 @@ def test_no_gradient_stays_none(both_paths: str, with_key: bool) -> None:
             grads = torch.autograd.grad(last, (mu, log_var), allow_unused=True, retain_graph=True)
         assert grads == (None, None)
         assert not [name for name in ops.names if name.startswith("reparam_fused")]
+
+
+@pytest.mark.parametrize("call", ["sample", "samples", "divergence", "z", "sum"])
+def test_a_sparse_gradient_is_taken(both_paths: str, call: str) -> None:
+    """As the eager line takes it; it has the bits of the dense one."""
+    mu, log_var = leaves(6, 5)
+
+    def result() -> Tensor:
+        if call == "sample":
+            return fused_reparameterize(mu, log_var, key=KEY)
+        if call == "samples":
+            return fused_reparameterize(mu, log_var, sample_shape=(3,), key=KEY)
+        if call == "divergence":
+            return fused_kl_divergence(mu, log_var)
+        z, kl = reparam_fused.fused_reparameterize_kl(mu, log_var, dim=-1, key=KEY)
+        return z if call == "z" else kl
+
+    out = result()
+    grad = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view(out.shape)
+    expected = torch.autograd.grad(out, (mu, log_var), grad)
+    actual = torch.autograd.grad(result(), (mu, log_var), grad.to_sparse())
+    for a, e in zip(actual, expected, strict=True):
+        assert_same_bits(a.to_dense(), e)
