@@ -129,7 +129,10 @@ def fused_reparameterize(
             give the samples of a slice one stream, in which they are numbered one after the
             other; its own sizes tell the samples apart. Default: drawn from the generator.
         generator (torch.Generator, optional): where the key is drawn when none is given.
-            Default: the default generator of the device.
+            Default: the default generator of the device. ``torch.utils.checkpoint`` restores the
+            default generators alone: what is drawn from another one, or with
+            ``preserve_rng_state=False``, is drawn anew when it computes again, and the gradient is
+            that of other noise, as it is of ``torch.randn``. Give a key there.
         global_shape (sequence of ints, optional): the shape of the larger tensor of which
             ``z`` is a block: each element has the noise of its place there. Needs a key;
             dimensions that a batched key tells apart do not count (of size 1 at the end of

@@ -139,3 +139,27 @@ def test_meta_tensors_have_the_layout_of_real_ones(device: torch.device) -> None
         ours.sum().backward()
         assert mu.grad is not None
         assert (mu.grad.is_meta, mu.grad.shape) == (True, real.shape)
+
+
+@pytest.mark.parametrize("redraws", ["generator", "preserve_rng_state"])
+def test_what_checkpoint_does_not_restore_is_drawn_again(redraws: str) -> None:
+    """As the eager line does, and as the docstring says; with a key it is the same noise."""
+    generator = torch.Generator().manual_seed(1) if redraws == "generator" else None
+
+    def slope(given: Tensor | None) -> tuple[Tensor, Tensor]:
+        """eps by the gradient of log_var, and by z itself"""
+        log_var = torch.zeros(64, requires_grad=True)
+
+        def sample(log_var: Tensor) -> Tensor:
+            drawn = {"generator": generator} if given is None else {"key": given}
+            return fused_reparameterize(torch.zeros(64), log_var, **drawn)
+
+        options = {} if redraws == "generator" else {"preserve_rng_state": False}
+        z = checkpoint(sample, log_var, use_reentrant=False, **options)
+        (grad,) = torch.autograd.grad(z.sum(), log_var)
+        return 2 * grad, z.detach()
+
+    seen, drawn = slope(None)
+    assert not torch.equal(seen, drawn)
+    seen, drawn = slope(key(3))
+    assert torch.equal(seen, drawn)
