@@ -30,18 +30,13 @@ FORWARD, BOTH = "forward", "forward + backward"
 #: Why a small call takes more than 0.8 of the time of the line that it replaces, by how the names
 #: of the cases begin. No row of the table may be above that without one.
 REASONS = {
-    "std": "The eager line is two operations, and its backward two more. Most of ours is what "
-    "PyTorch takes for one `autograd.Function` in Python.",
-    "one std": "As for `std`.",
-    'patch("normal")': "The line is `mu + std * eps`, as for `std`; and a look at what is drawn "
-    "from comes before.",
-    "patch(cls)": "Most of the time is the class itself: its chunk, its clamp and two exponentials "
-    "that it computes whether they are used or not.",
-    "split": "`torch.func._random` is one operation in C++, too.",
-    "fold_in": "As for `split`.",
-    "log_std": "The eager line has one multiplication less than that of `log_var`.",
-    "rho": "As for `log_std`.",
-    "vmap of grad": "PyTorch enters each operation once for `vmap` and once for `grad`; for an "
+    ("std", "one std", "log_std", "rho", 'patch("normal")'): "The eager line is short, `mu + std * "
+    "eps` or one function more. Most of the time of ours is what PyTorch takes for one "
+    "`autograd.Function` in Python, as for all others.",
+    ("patch(cls)",): "Most of the time is the class itself: its chunk, its clamp and two "
+    "exponentials that it computes whether they are used or not.",
+    ("split", "fold_in"): "The function of `torch.func._random` is one operation in C++, too.",
+    ("vmap of grad",): "PyTorch enters each operation once for `vmap` and once for `grad`; for an "
     "operation that is registered in Python that takes longer than for its own.",
 }
 CELLS = dict[str, Row]
@@ -154,8 +149,8 @@ def needs_reason(passes: dict[str, Row]) -> bool:
 
 
 def reason(name: str) -> str | None:
-    """The first that fits."""
-    return next((text for start, text in REASONS.items() if name.startswith(start)), None)
+    """The one that fits."""
+    return next((text for starts, text in REASONS.items() if name.startswith(starts)), None)
 
 
 def calls(rows: list[Row]) -> str:
@@ -168,9 +163,10 @@ def calls(rows: list[Row]) -> str:
     for name, passes in calls_table(rows):
         mark = ""
         if needs_reason(passes):
-            text = f"{name}: {reason(name)}"
-            notes.append(f"{len(notes) + 1}. {text}")
-            mark = f" ({len(notes)})"
+            text = str(reason(name))
+            if text not in notes:
+                notes.append(text)
+            mark = f" ({notes.index(text) + 1})"
         cells = []
         for kind in (FORWARD, BOTH):
             row = passes.get(kind)
@@ -183,7 +179,11 @@ def calls(rows: list[Row]) -> str:
             ]  # fmt: skip
         lines.append([name + mark, *cells])
     header = ["", "forward", "fused / eager", "with backward", "fused / eager"]
-    return markdown(header, lines) + "\n\n" + "\n".join(notes)
+    return (
+        markdown(header, lines)
+        + "\n\n"
+        + "\n".join(f"{i}. {text}" for i, text in enumerate(notes, 1))
+    )
 
 
 def memory(rows: list[Row]) -> str:

@@ -51,7 +51,7 @@ def gradient_of_scale(call: Call, grad: Tensor, scale: Tensor | None, key: Tenso
         if result is not None:
             return result  # type: ignore[no-any-return]
     op = _ops.sample_backward if call.draws else _ops.kl_divergence_backward
-    return op(grad, scale, *_options(call, key))
+    return op(dense(grad), scale, *_options(call, key))
 
 
 def gradients_of_samples(
@@ -65,7 +65,7 @@ def gradients_of_samples(
         call, scale = call._replace(form=FORMS["std"], bounds=None), None
     result = None if is_compiling() else call.plain_backward(grad, scale, key)
     if result is None:
-        result = _ops.samples_backward(grad, scale, *_options(call, key))
+        result = _ops.samples_backward(dense(grad), scale, *_options(call, key))
     return result
 
 
@@ -105,7 +105,6 @@ class Forward(_SingleLevelFunction):
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         by_x = by_scale = None
         if grad is not None:
-            grad = dense(grad)
             call: Call = ctx.call
             x, scale, key = ctx.saved_tensors
             _, _, needs_x, needs_scale = ctx.needs_input_grad

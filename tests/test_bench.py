@@ -46,9 +46,9 @@ def few(monkeypatch: pytest.MonkeyPatch) -> list[cases.Case]:
     names = ("sizes: 2^10, float32", "calls: one shape", "workloads: SAC")
     chosen = [c for c in cases.cases() if str(c).startswith(names)]
     monkeypatch.setattr(cases, "cases", lambda: chosen)
-    monkeypatch.setattr(lines, "compiled", lambda line, _: line)
-    monkeypatch.setattr(cases, "compiled", lambda line, _: line)
-    monkeypatch.setattr(accuracy, "compiled", lambda line, _: line)
+    monkeypatch.setattr(lines, "compiled", lambda line, *_: line)
+    monkeypatch.setattr(cases, "compiled", lambda line, *_: line)
+    monkeypatch.setattr(accuracy, "compiled", lambda line, *_: line)
     monkeypatch.setattr(bench, "SECONDS", 0.01)
     if ON_STAND_IN:  # it has none of the kernels of torch.func._random
 

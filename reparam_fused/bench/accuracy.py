@@ -81,7 +81,7 @@ def of_form(name: str, dtype: torch.dtype, device: torch.device) -> dict[str, st
         return found
     # What Inductor draws, by what it makes of zeros; in a half type that is rounded.
     if dtype in (torch.float32, torch.float64):
-        line = compiled(LOG_VAR.eager, dtype)
+        line = compiled(LOG_VAR.eager, (N,), dtype)
         torch.manual_seed(SEED)
         drawn: Any = line(zero, unit)
         found["torch.compile"] = _of_sample(line, name, mu, scale, drawn)

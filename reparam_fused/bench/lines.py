@@ -92,13 +92,14 @@ LOG_VAR = FORMS["log_var"].sample()
 
 
 @lru_cache(maxsize=1)
-def compiled(line: Line, shape: tuple[int, ...] | torch.dtype) -> Line:
-    """The line as torch.compile makes it: for this shape, or for all sizes in this dtype.
+def compiled(line: Line, shape: tuple[int, ...], dtype: torch.dtype) -> Line:
+    """The line as torch.compile makes it for one shape and dtype, which it is at its best with.
 
     One at a time, for torch keeps few graphs of a function, and calls it as it is beyond them.
     """
+    del shape, dtype
     torch.compiler.reset()
-    return torch.compile(line, dynamic=isinstance(shape, torch.dtype))
+    return torch.compile(line, dynamic=False)
 
 
 def keyed_random(sigma: Callable[[Tensor], Tensor], key: Tensor) -> Line:
