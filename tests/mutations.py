@@ -489,7 +489,7 @@ MUTATIONS = [
     Mutation("GPU: Triton's key of another device", "reparam_fused/triton_kernels.py", " or key.device != device", "", "test_gpu", "triton"),
     Mutation("GPU: Triton's draw moves nothing", "reparam_fused/_draw.py", "generator.philox_state(4 * blocks)", "generator.philox_state(0)", "test_gpu", "triton"),
     Mutation("GPU: Triton's failed draw not taken back", "reparam_fused/_draw.py", "            generator.set_offset(before)\n        raise", "            pass\n        raise", "test_gpu", "triton"),
-    Mutation("GPU: Triton's int64 keys refused", "reparam_fused/_ops.py", "        key.dtype in KEY_DTYPES\n        and tuple", "        key.dtype == torch.uint64\n        and tuple", "test_keys", "triton"),
+    Mutation("GPU: Triton's int64 keys refused", "reparam_fused/_ops.py", "        key.dtype in KEY_DTYPES\n        and key.layout", "        key.dtype == torch.uint64\n        and key.layout", "test_keys", "triton"),
 ]  # fmt: skip
 
 
