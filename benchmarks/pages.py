@@ -82,7 +82,7 @@ def sizes(rows: list[Row]) -> str:
             for name in ("fused", *RIVALS)
             if name in errors and errors[name].error
         )
-        parts.append(f"### {dtype}\n\nLargest error, {accuracy}.")
+        parts.append(f"#### {dtype}\n\nLargest error, {accuracy}.")
         for passes in (FORWARD, BOTH):
             lines = []
             for case in cases:
