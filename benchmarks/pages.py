@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from aims import EVERY_CASE, aimed_at
+
 from reparam_fused.bench import plot
 from reparam_fused.bench.rows import Row, read_json
 from reparam_fused.bench.table import by_case, duration
@@ -24,7 +26,7 @@ from reparam_fused.bench.table import by_case, duration
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 FIGURE = ROOT / "docs" / "figures" / "time-over-size.png"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md")
 RIVALS = ("eager", "torch.compile", "func._random")
 FORWARD, BOTH = "forward", "forward + backward"
 #: Why a small call takes more than 0.8 of the time of the line that it replaces, by how the names
@@ -205,6 +207,23 @@ def workloads(rows: list[Row]) -> str:
     return markdown(["a training step", "fused", "eager", "eager / fused"], lines)
 
 
+def aims(rows: list[Row]) -> str:
+    """Each aim, and every case that is slower than the line that it replaces."""
+    lines = [
+        [
+            f"{row.group}: {row.case}, {row.dtype}, {row.passes}",
+            row.call,
+            f"{bound:.2f}",
+            spread(row),
+            "met" if row.ratio >= bound else "missed",
+        ]
+        for row, bound in aimed_at(rows)
+        if bound != EVERY_CASE["eager"] or row.ratio < bound
+    ]
+    header = ["", "rival", "rival / fused, at least", "measured", ""]
+    return markdown(header, lines)
+
+
 def summary(rows: list[Row]) -> str:
     """One sentence for the README, of a large call and a small one."""
 
@@ -225,7 +244,7 @@ def summary(rows: list[Row]) -> str:
 
 def blocks(rows: list[Row], facts: dict[str, str]) -> dict[str, str]:
     """What stands in the pages, by name."""
-    made = {f.__name__: f(rows) for f in (sizes, forms, calls, memory, workloads, summary)}
+    made = {f.__name__: f(rows) for f in (sizes, forms, calls, memory, workloads, summary, aims)}
     return made | {"machine": machine(facts)}
 
 

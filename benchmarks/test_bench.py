@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from aims import missed
 from conftest import AIMS, ROWS
 
 from reparam_fused.bench import SECONDS
@@ -27,31 +28,6 @@ from reparam_fused.bench.rows import rows_of
 from reparam_fused.bench.timer import Turns, quiet, threads
 
 CPU = torch.device("cpu")
-FORWARD, BOTH, STEP = "forward", "forward + backward", "step"
-#: The least ratio of a rival to ours that the project aims at, on 2 cores with AVX-512; of the
-#: floor it is its share of our time.
-AIM = {
-    ("sizes: 2^22, float32", FORWARD): {"eager": 10, "torch.compile": 25},
-    ("sizes: 2^24, float32", FORWARD): {"floor": 1 / 1.4},
-    ("sizes: 2^16, float32", BOTH): {"eager": 4},
-    ("sizes: 2^22, float32", BOTH): {"eager": 6},
-    ("forms: log_std, float32", BOTH): {"eager": 6},
-    ("forms: rho, float32", BOTH): {"eager": 6},
-    ("forms: log_var, clamp, float32", BOTH): {"eager": 6},
-    ("forms: 16 samples, float32", BOTH): {"eager": 7},
-    ("forms: 64 samples, float32", BOTH): {"eager": 6},
-    ("forms: z, KL, float32", BOTH): {"eager": 12, "floor": 0.5},
-    ("forms: KL of two, float32", BOTH): {"eager": 8},
-    ("forms: z, KL of two, float32", BOTH): {"eager": 8},
-    ("forms: z, log q, float32", BOTH): {"eager": 8},
-    ("forms: tanh z, log q, float32", BOTH): {"eager": 8},
-    ("calls: one shape, float32", FORWARD): {"eager": 1 / 0.35},
-    ("calls: one shape, float32", BOTH): {"eager": 1 / 0.65},
-    ("calls: 20 calls in one graph, float32", BOTH): {"eager": 2},
-    ("calls: z, KL, mean of sums, float32", BOTH): {"eager": 2.5},
-    ("calls: tanh z, log q, 256 x 6, float32", BOTH): {"eager": 4},
-    ("workloads: Bayesian MLP, 5.8M weights drawn, float32", STEP): {"eager": 2},
-}
 
 
 @pytest.mark.parametrize("case", cases(), ids=str)
@@ -71,11 +47,7 @@ def test_case(case: Case, benchmark: Any, pytestconfig: pytest.Config) -> None:
     benchmark.extra_info |= {"calls in a block": turns.block}
     benchmark.extra_info |= {f"{row.call} / fused": row.ratio for row in rows}
     pytestconfig.stash[ROWS] += rows
-    bounds = {"eager": 1.0} | AIM.get((str(case).removesuffix(f", {case.passes}"), case.passes), {})
-    for row in rows:
-        if row.ratio < bounds.get(row.call, 0):
-            aim = f"{case}: {row.call} / fused {row.ratio:.2f}, aim {bounds[row.call]:.2f}: MISSED"
-            pytestconfig.stash[AIMS].append(aim)
+    pytestconfig.stash[AIMS] += missed(rows)
 
 
 def test_import_time(pytestconfig: pytest.Config) -> None:
