@@ -109,6 +109,18 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["bench", "--quick"])
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--quick", "--group=views"], "--quick has no case of views"),
+        (["--group=calls", "--plot=p.png"], "--plot draws the cases of --group sizes"),
+    ],
+)
+def test_what_would_show_nothing_is_said(options: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(["bench", "--device", "cpu", *options])
+
+
 def test_a_case_runs_on_each_device(device: torch.device, few: list[cases.Case]) -> None:
     """On a GPU once with a cold and once with a warm cache; of the host's time, once."""
     sample, call = few[-2], next(c for c in few if c.group == "calls")

@@ -15,13 +15,14 @@ from ..check import gpus, parse_device
 SUMMARY = "measure speed, memory and errors beside the lines that the library replaces"
 #: Seconds for each case, of a full run and of a quick one
 SECONDS, QUICK_SECONDS = 0.6, 0.12
+GROUPS = ("sizes", "forms", "views", "calls", "workloads")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("--device", type=parse_device, help="cpu, cuda or cuda:N (default: all)")
     parser.add_argument("--quick", action="store_true", help="a few cases, in less than a minute")
-    parser.add_argument("--group", action="append", help="sizes, forms, views, calls or workloads")
+    parser.add_argument("--group", action="append", choices=GROUPS, help="may be given again")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw time per element over size")
     parser.add_argument("--json", type=argparse.FileType("w"), help="a file for the raw rows")
     parser.add_argument("--csv", type=argparse.FileType("w"), help="the same as a table")
@@ -48,6 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
         if (case.quick or not arguments.quick)
         and (not arguments.group or case.group in arguments.group)
     ]  # fmt: skip
+    if not chosen:
+        sys.exit(f"bench: --quick has no case of {' or '.join(arguments.group)}")
+    if arguments.plot and not any(case.group == "sizes" for case in chosen):
+        sys.exit("bench: --plot draws the cases of --group sizes, and they are left out")
     print(*(f"{name}: {text}" for name, text in facts.items()), "", sep="\n", flush=True)
     found: list[rows.Row] = []
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
