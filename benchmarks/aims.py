@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from reparam_fused.bench.lines import PASSES
 from reparam_fused.bench.rows import Row
 
-FORWARD, BOTH, STEP = "forward", "forward + backward", "step"
+FORWARD, BOTH = PASSES
+STEP = "step"
 #: The least ratio of a rival to ours that the project aims at, on 2 cores with AVX-512; of the
 #: floor it is its share of our time.
 AIM = {

@@ -33,7 +33,7 @@ def built(side: str) -> Path | None:
     if side == "installed":
         return None
     if Path(side).is_dir():
-        return Path(side).resolve()
+        return with_libraries(Path(side).resolve())
     git = ["git", "-C", str(ROOT)]
     sha = subprocess.run(
         [*git, "rev-parse", "--verify", f"{side}^{{commit}}"],
@@ -51,6 +51,13 @@ def built(side: str) -> Path | None:
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
         (folder / "built").touch()
+    return with_libraries(folder)
+
+
+def with_libraries(folder: Path) -> Path:
+    """Without them it would be the reference path that is timed."""
+    if not list(folder.glob("reparam_fused/*.so")):
+        sys.exit(f"{folder} has no libraries: python setup.py build_ext --inplace")
     return folder
 
 
@@ -70,7 +77,7 @@ def bench_of_this_tree() -> None:
 
 
 def serve(requests: IO[str], answer: Callable[[str], None]) -> None:
-    """The worker: "make CASE BLOCK" answers with a block or an error, "take" with seconds."""
+    """The worker: "make CASE" is answered by the calls of a block or an error, "take" by a time."""
     bench_of_this_tree()
     import torch
 

@@ -17,18 +17,16 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from aims import EVERY_CASE, aimed_at
+from aims import BOTH, EVERY_CASE, FORWARD, aimed_at
 
 from reparam_fused.bench import plot
 from reparam_fused.bench.rows import Row, read_json
-from reparam_fused.bench.table import by_case, duration
+from reparam_fused.bench.table import RIVALS, by_case, duration, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 FIGURE = ROOT / "docs" / "figures" / "time-over-size.png"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "README.md")
-RIVALS = ("eager", "torch.compile", "func._random")
-FORWARD, BOTH = "forward", "forward + backward"
 #: Why a small call takes more than 0.8 of the time of the line that it replaces, by how the names
 #: of the cases begin. No row of the table may be above that without one.
 REASONS = {
@@ -51,15 +49,6 @@ def markdown(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def spread(row: Row | None) -> str:
-    """How many times as long as ours, and the quartiles."""
-    if row is None:
-        return "-"
-    digits = 1 if row.ratio >= 10 else 2
-    low, middle, high = (f"{x:.{digits}f}" for x in (row.ratio_low, row.ratio, row.ratio_high))
-    return f"{middle} [{low}, {high}]"
-
-
 def group(rows: list[Row], name: str) -> list[CELLS]:
     return list(by_case(row for row in rows if row.group == name))
 
@@ -80,7 +69,7 @@ def sizes(rows: list[Row]) -> str:
     for dtype in dict.fromkeys(case["fused"].dtype for case in cases):
         errors = next(case for case in cases if case["fused"].dtype == dtype)
         accuracy = "; ".join(
-            f"{'fused' if name == 'fused' else name}: {errors[name].error}"
+            f"{name}: {errors[name].error}"
             for name in ("fused", *RIVALS)
             if name in errors and errors[name].error
         )

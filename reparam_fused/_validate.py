@@ -113,19 +113,20 @@ def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:
 
 
 def check_sizes(function: str, name: str, sizes: Iterable[object]) -> torch.Size:
-    """sizes must be those of a tensor."""
+    """sizes must be those of a tensor, whose bytes 63 bits can count in any dtype."""
     try:
-        shape = tuple(torch.Size(sizes))  # type: ignore[arg-type]
-        if any(n < 0 for n in shape):
+        shape = tuple(sizes)
+        if any(n < 0 for n in shape):  # type: ignore[operator]
             raise RuntimeError(f"{function}(): {name} must not be negative, got {shape}")
+        # Of a size that torch.compile leaves open nothing is to be asked.
+        known = [n for n in shape if type(n) is int]
+        if max([1, *known]) >= 2**60 or math.prod(known) >= 2**60:
+            raise RuntimeError(
+                f"{function}(): {name} must be of less than 2**60 elements, got {shape}"
+            )
+        return torch.Size(shape)  # type: ignore[arg-type]
     except TypeError:
         raise TypeError(f"{function}(): {name} must be ints, got {sizes!r}") from None
-    except ValueError:  # of an int of more than 64 bits
-        shape = tuple(sizes)  # type: ignore[arg-type]
-    # Of a size that torch.compile leaves open nothing is to be asked.
-    if math.prod([n for n in shape if type(n) is int]) >= 2**63:
-        raise RuntimeError(f"{function}(): {name} must be of less than 2**63 elements, got {shape}")
-    return torch.Size(shape)
 
 
 def check_block(

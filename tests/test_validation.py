@@ -141,9 +141,11 @@ CASES: list[tuple[Call, type[Exception], str]] = [
     (
         lambda x, k: noise(k, 2**63),
         RuntimeError,
-        "shape must be of less than 2**63 elements, got (9",
+        "shape must be of less than 2**60 elements, got (9",
     ),
-    (lambda x, k: noise(k, 2**40, 2**40), RuntimeError, "shape must be of less than 2**63"),
+    (lambda x, k: noise(k, 2**62), RuntimeError, "shape must be of less than 2**60"),
+    (lambda x, k: noise(k, 0, 2**63), RuntimeError, "shape must be of less than 2**60"),
+    (lambda x, k: noise(k, 2**40, 2**40), RuntimeError, "shape must be of less than 2**60"),
     (
         lambda x, k: noise(k.view(torch.int64).to_sparse(), 3),
         TypeError,
@@ -157,7 +159,7 @@ CASES: list[tuple[Call, type[Exception], str]] = [
     (
         lambda x, k: fused_reparameterize(x, x, sample_shape=(2**32, 2**32)),
         RuntimeError,
-        "sample_shape must be of less than 2**63 elements, got (4294967296, 4294967296)",
+        "sample_shape must be of less than 2**60 elements, got (4294967296, 4294967296)",
     ),
     (lambda x, k: noise(k, 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
     (lambda x, k: noise(k, (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),

@@ -163,28 +163,20 @@ def _forms() -> Iterator[Case]:
 def _views() -> Iterator[Case]:
     """Rows, columns and other views of as many elements as the one-shape call beside them."""
     rows, width = ROWS
-
-    def transposed(device: torch.device) -> list[Tensor]:
-        shape = (width, rows)
-        return [t.t() for t in operands(shape, shape, dtype=torch.float32, device=device)]
-
-    def halves(device: torch.device) -> list[Tensor]:
-        both = torch.randn(rows, 2 * width, device=device)
-        return list(both.chunk(2, -1))
-
-    def channels_last(device: torch.device) -> list[Tensor]:
-        shape = (16, 64, 64, 64)
-        given = operands(shape, shape, dtype=torch.float32, device=device)
-        return [t.to(memory_format=torch.channels_last) for t in given]
+    image = (16, 64, 64, 64)
+    std = FORMS["std"].sample()
 
     def shapes(*given: tuple[int, ...]) -> Callable[[torch.device], list[Tensor]]:
         return lambda device: operands(*given, dtype=torch.float32, device=device)
 
-    std, key = FORMS["std"].sample(), reparam_fused.key(3)
+    def transposed(device: torch.device) -> list[Tensor]:
+        return [t.t() for t in shapes((width, rows), (width, rows))(device)]
 
-    def by_rows(device: torch.device, pair: Pair) -> Pair:
-        keys = reparam_fused.split(key.to(device), rows)
-        return Pair(FORMS["log_var"].sample(key=keys).fused, pair.eager)
+    def halves(device: torch.device) -> list[Tensor]:
+        return list(torch.randn(rows, 2 * width, device=device).chunk(2, -1))
+
+    def channels_last(device: torch.device) -> list[Tensor]:
+        return [t.to(memory_format=torch.channels_last) for t in shapes(image, image)(device)]
 
     table: dict[str, tuple[Pair, Callable[[torch.device], list[Tensor]]]] = {
         "one shape": (LOG_VAR, shapes(ROWS, ROWS)),
@@ -192,30 +184,28 @@ def _views() -> Iterator[Case]:
         "log_var of a row": (LOG_VAR, shapes(ROWS, (width,))),
         "std of a column": (std, shapes(ROWS, (rows, 1))),
         "one std": (std, shapes(ROWS, ())),
-        "a key for each row": (LOG_VAR, shapes(ROWS, ROWS)),
         "halves, as chunk leaves them": (LOG_VAR, halves),
         "transposed": (LOG_VAR, transposed),
         "channels_last": (LOG_VAR, channels_last),
     }
-    for name, (pair, make_operands) in table.items():
+    for name, (pair, given) in table.items():
         for passes in PASSES:
 
             def make(
                 device: torch.device,
-                name: str = name,
                 pair: Pair = pair,
                 passes: str = passes,
-                given: Callable[[torch.device], list[Tensor]] = make_operands,
+                given: Callable[[torch.device], list[Tensor]] = given,
             ) -> Rivals:
-                used = by_rows(device, pair) if name == "a key for each row" else pair
-                return _rivals(used, given(device), passes)
+                return _rivals(pair, given(device), passes)
 
-            yield Case("views", name, torch.float32, ROWS, passes, make)
+            shape = image if name == "channels_last" else ROWS
+            yield Case("views", name, torch.float32, shape, passes, make)
 
 
-def _short_rows() -> Iterator[Case]:
-    """A key for each row, of rows as short as actions and latents."""
-    for rows, width in ((4096, 1), (4096, 6), (4096, 20), (1_400_000, 3)):
+def _keyed_rows() -> Iterator[Case]:
+    """A key for each row: of the rows above, and of rows as short as actions and latents."""
+    for rows, width in (ROWS, (4096, 1), (4096, 6), (4096, 20), (1_400_000, 3)):
         for passes in PASSES:
 
             def make(
@@ -237,7 +227,7 @@ def _calls() -> Iterator[Case]:
     for name, way in calls.WAYS.items():
         for passes in way.passes:
             yield Case(
-                "calls", name, way.dtype, way.shape, passes, partial(way.make, passes=passes),
+                "calls", name, torch.float32, way.shape, passes, partial(way.make, passes=passes),
                 quick=passes == way.passes[-1], threads=1, host=True, context=way.context,
             )  # fmt: skip
 
@@ -249,4 +239,4 @@ def _workloads() -> Iterator[Case]:
 
 def cases() -> list[Case]:
     """All of them, the largest last: they change how memory is handed out afterwards."""
-    return [*_workloads(), *_calls(), *_forms(), *_views(), *_short_rows(), *_sizes()]
+    return [*_workloads(), *_calls(), *_forms(), *_views(), *_keyed_rows(), *_sizes()]

@@ -37,13 +37,18 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e9:.3g} ns"
 
 
-def times(row: Row | None) -> str:
+def spread(row: Row | None) -> str:
     """How many times as long as ours, and the quartiles."""
     if row is None:
         return ""
     digits = 1 if row.ratio >= 10 else 2
     low, middle, high = (f"{x:.{digits}f}" for x in (row.ratio_low, row.ratio, row.ratio_high))
-    return f"{middle} [{low}, {high}]" + (f"\n{row.error}" if row.error else "")
+    return f"{middle} [{low}, {high}]"
+
+
+def times(row: Row | None) -> str:
+    """The same, and the error below."""
+    return spread(row) + (f"\n{row.error}" if row is not None and row.error else "")
 
 
 def cells(case: dict[str, Row]) -> dict[str, str]:
