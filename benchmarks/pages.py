@@ -116,7 +116,7 @@ def forms(rows: list[Row]) -> str:
         assert forward["fused"].case == both["fused"].case
         lines.append(
             [
-                f"{forward['fused'].case}, {forward['fused'].shape}",
+                forward["fused"].case,
                 f"{forward['fused'].seconds / forward['fused'].numel * 1e9:.3g}",
                 spread(forward["eager"]),
                 f"{both['fused'].seconds / both['fused'].numel * 1e9:.3g}",

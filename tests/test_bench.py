@@ -296,3 +296,10 @@ def test_a_slower_commit_is_found(tmp_path: Path) -> None:
     result = compare("installed", str(tmp_path), CASE, "--seconds=0.2", "--threshold=0.5")
     assert result.returncode == 1, result.stdout + result.stderr
     assert "slower than 0.5 allows: calls: one shape" in result.stdout
+
+
+def test_every_aim_is_one_of_a_case() -> None:
+    """One whose name nothing has would never be missed."""
+    aims = script("aims")
+    named = {(str(c).removesuffix(f", {c.passes}"), c.passes) for c in cases.cases()}
+    assert aims.AIM.keys() <= named

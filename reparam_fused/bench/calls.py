@@ -243,6 +243,9 @@ WAYS: dict[str, Way] = {
     "halves, as chunk leaves them": _pair(_PLAIN, _chunk),
     "within autocast": _pair(_PLAIN, _of(SHAPE, SHAPE), _autocast),
     "log_std": _pair(FORMS["log_std"].sample(), _of(SHAPE, SHAPE)),
+    "log_std, 8 x 32": _pair(FORMS["log_std"].sample(), _of((8, 32), (8, 32)))._replace(
+        shape=(8, 32)
+    ),
     "rho": _pair(FORMS["rho"].sample(), _of(SHAPE, SHAPE)),
     "rho, min_std": _pair(FORMS["rho, min_std"].sample(), _of(SHAPE, SHAPE)),
     "log_var, clamp": _pair(FORMS["log_var, clamp"].sample(), _of(SHAPE, SHAPE)),

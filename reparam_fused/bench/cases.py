@@ -172,23 +172,24 @@ def _views() -> Iterator[Case]:
     def transposed(device: torch.device) -> list[Tensor]:
         return [t.t() for t in shapes((width, rows), (width, rows))(device)]
 
-    def halves(device: torch.device) -> list[Tensor]:
-        return list(torch.randn(rows, 2 * width, device=device).chunk(2, -1))
+    def halves(width: int) -> Callable[[torch.device], list[Tensor]]:
+        return lambda device: list(torch.randn(rows, 2 * width, device=device).chunk(2, -1))
 
     def channels_last(device: torch.device) -> list[Tensor]:
         return [t.to(memory_format=torch.channels_last) for t in shapes(image, image)(device)]
 
-    table: dict[str, tuple[Pair, Callable[[torch.device], list[Tensor]]]] = {
-        "one shape": (LOG_VAR, shapes(ROWS, ROWS)),
-        "log_var of a column": (LOG_VAR, shapes(ROWS, (rows, 1))),
-        "log_var of a row": (LOG_VAR, shapes(ROWS, (width,))),
-        "std of a column": (std, shapes(ROWS, (rows, 1))),
-        "one std": (std, shapes(ROWS, ())),
-        "halves, as chunk leaves them": (LOG_VAR, halves),
-        "transposed": (LOG_VAR, transposed),
-        "channels_last": (LOG_VAR, channels_last),
+    table: dict[str, tuple[Pair, Callable[[torch.device], list[Tensor]], tuple[int, ...]]] = {
+        "one shape": (LOG_VAR, shapes(ROWS, ROWS), ROWS),
+        "log_var of a column": (LOG_VAR, shapes(ROWS, (rows, 1)), ROWS),
+        "log_var of a row": (LOG_VAR, shapes(ROWS, (width,)), ROWS),
+        "std of a column": (std, shapes(ROWS, (rows, 1)), ROWS),
+        "one std": (std, shapes(ROWS, ()), ROWS),
+        "halves, as chunk leaves them": (LOG_VAR, halves(width), ROWS),
+        "halves of rows of 12": (LOG_VAR, halves(12), (rows, 12)),
+        "transposed": (LOG_VAR, transposed, ROWS),
+        "channels_last": (LOG_VAR, channels_last, image),
     }
-    for name, (pair, given) in table.items():
+    for name, (pair, given, shape) in table.items():
         for passes in PASSES:
 
             def make(
@@ -199,7 +200,6 @@ def _views() -> Iterator[Case]:
             ) -> Rivals:
                 return _rivals(pair, given(device), passes)
 
-            shape = image if name == "channels_last" else ROWS
             yield Case("views", name, torch.float32, shape, passes, make)
 
 
@@ -218,7 +218,7 @@ def _keyed_rows() -> Iterator[Case]:
                 given = operands(shape, shape, dtype=torch.float32, device=device)
                 return _rivals(Pair(fused, LOG_VAR.eager), given, passes)
 
-            name = f"a key for each of {rows} rows"
+            name = f"a key for each row of {width}, {rows} rows"
             yield Case("views", name, torch.float32, (rows, width), passes, make)
 
 

@@ -56,7 +56,7 @@ def cells(case: dict[str, Row]) -> dict[str, str]:
     ours, at = case["fused"], case.get("floor")
     large = ours.group in ("sizes", "forms", "views")
     made = {
-        "case": f"{ours.case}, {ours.shape}" if ours.group in ("forms", "views") else ours.case,
+        "case": f"{ours.case}, {ours.shape}" if ours.group == "forms" else ours.case,
         "dtype": ours.dtype,
         "pass": ours.passes,
         "cache": ours.cache,
