@@ -44,7 +44,7 @@ from torch import Tensor
 
 from . import _draw, _extensions, _forms, reference
 from ._forms import Bounds
-from ._validate import KEY_DTYPES, broadcast
+from ._validate import DTYPES, KEY_DTYPES, broadcast
 
 library = torch.library.Library("reparam_fused", "DEF")
 _FORM = "str form='log_var'"
@@ -99,6 +99,11 @@ for _op, _schema in _SCHEMAS.items():
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise RuntimeError(f"reparam_fused: {message}")
+
+
+def _check_dtypes(*dtypes: torch.dtype) -> None:
+    for dtype in dtypes:
+        _require(dtype in DTYPES, f"expected float32, float64, float16 or bfloat16, got {dtype}")
 
 
 def _check_form(form: str, bounds: Sequence[float] | None = None) -> None:
@@ -162,6 +167,7 @@ def _check_sample(
     bounds: Sequence[float] | None = None,
     samples: int | None = None,
 ) -> None:
+    _check_dtypes(mu.dtype, scale.dtype)
     _check_form(form, bounds)
     shape: Sequence[int] = broadcast(mu.shape, scale.shape)
     if samples is not None:
@@ -179,6 +185,7 @@ def _check_backward(
     global_offset: Sequence[int] | None = None,
     bounds: Sequence[float] | None = None,
 ) -> None:
+    _check_dtypes(*(t.dtype for t in (grad, scale) if t is not None))
     _check_form(form, bounds)
     takes_scale = _forms.SAMPLE[form].backward_reads() or bounds is not None
     _require(
@@ -198,6 +205,7 @@ def _check_samples(grad: Tensor, *arguments: Any) -> None:
 def _check_divergence(
     mu: Tensor, scale: Tensor, form: str = "log_var", bounds: Sequence[float] | None = None
 ) -> None:
+    _check_dtypes(mu.dtype, scale.dtype)
     _check_form(form, bounds)
 
 
@@ -217,6 +225,7 @@ def _check_head(
     prior_bounds: Sequence[float] | None = None,
     samples: int | None = None,
 ) -> None:
+    _check_dtypes(mu.dtype, scale.dtype)
     _check_form(form, bounds)
     _check_form(prior_form, prior_bounds)
     _require(term in TERMS, f"expected term to be {' or '.join(TERMS)}, got {term}")
@@ -271,6 +280,7 @@ def _check_head_backward(
 
 
 def _check_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: Any) -> None:
+    _check_dtypes(dtype)
     _check_place(size, key, *block)
 
 
@@ -342,6 +352,7 @@ def _sample(
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    _check_dtypes(mu.dtype, scale.dtype)
     _check_form(form, bounds)
     key = _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale, samples))
     return sample_from_key(mu, scale, key, form, None, None, bounds, samples), key
@@ -355,6 +366,7 @@ def _sample_on_cuda(
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    _check_dtypes(mu.dtype, scale.dtype)
     _check_form(form, bounds)
     with _draw.drawn(mu.device, generator, _draw.blocks(mu, scale, samples)) as position:
         captured = position.captured or (None, None)

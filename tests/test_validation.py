@@ -238,8 +238,16 @@ def test_the_ops_themselves_check_what_memory_safety_needs(
     x = torch.zeros(4, 3, device=device)
     with pytest.raises(RuntimeError):
         reparam_fused._ops.sample_from_key(x, x, bad.to(device))
-    with pytest.raises(RuntimeError, match="got Int"):
-        reparam_fused._ops.sample_from_key(x, x.int(), key(1, device=device))
+    for op in (
+        lambda scale: reparam_fused._ops.sample_from_key(x, scale, key(1, device=device)),
+        lambda scale: reparam_fused._ops.sample(x, scale),
+        lambda scale: reparam_fused._ops.kl_divergence(x, scale),
+    ):
+        state = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state()
+        with pytest.raises(RuntimeError, match=r"bfloat16, got (Int|torch\.int32)"):
+            op(x.int())
+        now = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state()
+        assert torch.equal(state, now)
     with pytest.raises(RuntimeError):
         reparam_fused._ops.noise(bad.to(device), x.shape, torch.float32)
 
