@@ -114,11 +114,30 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["--quick", "--group=views"], "--quick has no case of views"),
         (["--group=calls", "--plot=p.png"], "--plot draws the cases of --group sizes"),
+        (["--quick", "--csv=no/such/folder/x.csv"], "cannot write no/such/folder/x.csv"),
     ],
 )
 def test_what_would_show_nothing_is_said(options: list[str], message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         main(["bench", "--device", "cpu", *options])
+
+
+def test_a_run_that_is_stopped_leaves_the_rows_there_were(
+    few: list[cases.Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is opened when there is something to write: in a checkout one that was emptied
+    before would make the commit a changed one, too."""
+
+    def stop(*_: object) -> None:
+        assert path.read_text() == "rows"
+        raise KeyboardInterrupt
+
+    path = tmp_path / "rows.json"
+    path.write_text("rows")
+    monkeypatch.setattr(rows, "measure", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(["bench", "--device", "cpu", f"--json={path}"])
+    assert path.read_text() == "rows"
 
 
 def test_a_case_runs_on_each_device(device: torch.device, few: list[cases.Case]) -> None:

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="a few cases, in less than a minute")
     parser.add_argument("--group", action="append", choices=GROUPS, help="may be given again")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw time per element over size")
-    parser.add_argument("--json", type=argparse.FileType("w"), help="a file for the raw rows")
-    parser.add_argument("--csv", type=argparse.FileType("w"), help="the same as a table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="a file for the raw rows")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,6 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
         sys.exit(f"bench: --quick has no case of {' or '.join(arguments.group)}")
     if arguments.plot and not any(case.group == "sizes" for case in chosen):
         sys.exit("bench: --plot draws the cases of --group sizes, and they are left out")
+    for path in (arguments.plot, arguments.json, arguments.csv):
+        if path and not (path.parent.is_dir() and not path.is_dir()):
+            sys.exit(f"bench: cannot write {path}: there is no such folder, or it is one")
     print(*(f"{name}: {text}" for name, text in facts.items()), "", sep="\n", flush=True)
     found: list[rows.Row] = []
     columns = BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
@@ -69,8 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
     table.show(found)
     if arguments.plot:
         plot.save(found, arguments.plot)
-    for file, write in ((arguments.json, rows.write_json), (arguments.csv, rows.write_csv)):
-        if file:
-            with file:
+    for path, write in ((arguments.json, rows.write_json), (arguments.csv, rows.write_csv)):
+        if path:
+            with path.open("w", newline="") as file:
                 write(found, facts, file)
     return 0
