@@ -144,11 +144,13 @@ class Call(NamedTuple):
         log_var = self.log_var(scale)
         return self.std(scale).abs().log() if log_var is None else 0.5 * log_var
 
-    def log_sigma_slope(self, scale: Tensor) -> Tensor:
-        """Its derivative by the scale, right where sigma itself is 0 or infinite."""
+    def from_log_sigma(self, grad: Tensor, scale: Tensor) -> Tensor:
+        """The gradient of the scale from that of ln |sigma|, right where a sigma of log_var or
+        log_std is 0 or infinite."""
         if self.log_var(scale) is None:
-            return self.slope(scale) / self.std(scale)
-        return torch.where(_clamped(self.bounds, scale) == scale, 0.5 * self.form.log_var, 0)
+            return grad * self.slope(scale) / self.std(scale)
+        within = _clamped(self.bounds, scale) == scale
+        return grad * torch.where(within, 0.5 * self.form.log_var, 0)
 
     def line(self, mu: Tensor, scale: Tensor) -> Tensor:
         """The line that is replaced, for programs that run without this package."""

@@ -94,15 +94,31 @@ def _head(
     return Head(call, term, summed, Call(FORMS[prior_form], True, prior_bounds))
 
 
+def _in_units(head: Head, x: Tensor, prior: Tensor) -> Tensor:
+    """x / sigma of the prior, of 0 also where that is 0 to rounding."""
+    log_var = head.prior.log_var(prior)
+    if log_var is None:
+        return x / head.prior.std(prior)
+    least = 4 - 4 * math.log(torch.finfo(x.dtype).max)
+    root = torch.exp(-0.25 * log_var.clamp(min=least))
+    return x * root * root
+
+
 def _from_prior(
     head: Head, mu: Tensor, scale: Tensor, loc: Tensor, prior: Tensor
-) -> tuple[Tensor, Tensor, str]:
-    """The mean, the scale and its form of what is as far from N(0, 1)."""
+) -> tuple[Tensor, Tensor, str, Tensor | float]:
+    """The mean, the scale and its form of what is as far from N(0, 1), but for an addend where that
+    scale would be lost."""
+    distance = _in_units(head, mu - loc, prior)
     log_var, of_prior = head.call.log_var(scale), head.prior.log_var(prior)
     if log_var is not None and of_prior is not None:
-        return (mu - loc) * torch.exp(-0.5 * of_prior), log_var - of_prior, "log_var"
-    std, of = head.call.std(scale), head.prior.std(prior)
-    return (mu - loc) / of, std / of, "std"
+        return distance, log_var - of_prior, "log_var", 0.0
+    std, of = head.call.std(scale).abs(), head.prior.std(prior).abs()
+    ratio = std / of
+    far = ratio < torch.finfo(ratio.dtype).tiny
+    # Neither branch of a where may have a gradient that is no number.
+    log = torch.where(far, std, 1.0).log() - torch.where(far, of, 1.0).log()
+    return distance, torch.where(far, 1.0, ratio), "std", -log - 0.5 * far
 
 
 def _operands(
@@ -150,14 +166,16 @@ def decomposed(
             eps = _eps(head, mu, key)
     if head.term == "kl_divergence":
         form = call.form.name
-        bounds = call.bounds
+        bounds, addend = call.bounds, None
         if loc is not None and prior is not None:
-            mu, scale, form = _from_prior(head, mu, scale, loc, prior)
+            mu, scale, form, addend = _from_prior(head, mu, scale, loc, prior)
             bounds = None
         if exported:
             terms = KL_DIVERGENCE[form]._replace(bounds=bounds).line(mu, scale)
         else:
             terms = _ops.kl_divergence(mu, scale, form, bounds)
+        if addend is not None:
+            terms = terms + addend
     else:
         assert z is not None
         assert eps is not None
@@ -294,14 +312,18 @@ def _composed(
         by_scale = by_mu * eps * slope
     if head.term != "kl_divergence":
         assert by_scale is not None
-        return by_mu, by_scale - grad * call.log_sigma_slope(scale), None, None
+        return by_mu, by_scale - call.from_log_sigma(grad, scale), None, None
     if loc is not None and prior is not None:
-        of_prior = head.prior.std(prior)
-        distance = (mu - loc) / of_prior
-        by_term_mu = grad * distance / of_prior
-        by_term = grad * (std / of_prior.square() - 1 / std) * slope
-        square = (std / of_prior).square() - 1 + distance.square()
-        by_prior = -grad * square / of_prior * head.prior.slope(prior)
+        distance = _in_units(head, mu - loc, prior)
+        by_term_mu = _in_units(head, grad * distance, prior)
+        log_var, of_prior = call.log_var(scale), head.prior.log_var(prior)
+        # sigma^2 / prior^2 - 1
+        if log_var is not None and of_prior is not None:
+            square = torch.expm1(log_var - of_prior)
+        else:
+            square = (std / head.prior.std(prior)).square() - 1
+        by_term = call.from_log_sigma(grad * square, scale)
+        by_prior = head.prior.from_log_sigma(-grad * (square + distance.square()), prior)
     else:
         by_term_mu = grad * mu
         by_term = _ops.kl_divergence_backward(

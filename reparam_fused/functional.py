@@ -257,7 +257,10 @@ def fused_kl_divergence(
     does the gradient (of a rho and with a min_std, relative to the sigma that they give). Same
     bits on every backend in float32, float16 and bfloat16 (float64: within a few ULP).
 
-    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0.
+    NaN stays NaN in its own element; any infinity gives infinity, as does a sigma of 0. Where one
+    of the two scales is a logarithm and the other is none, the gradient of a logarithm whose
+    sigma is below the normal numbers of its dtype (in float32 a log_var below -174) may be
+    infinite or NaN, as that of the formula in torch's own operations is.
 
     Args:
         mu (Tensor): mean, of any shape; float32, float64, float16 or bfloat16.

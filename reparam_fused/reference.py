@@ -67,6 +67,9 @@ LOG_TERM = _coefficients(
 )
 LN2_IN_PLACE = -MINUS_2_LN2 / 2
 LN_2_TO_24 = float.fromhex("0x1.0a2b24p+4")
+LN_2_TO_152 = float.fromhex("0x1.a56ef8p+6")
+# The least positive numbers of float32 and float64
+LEAST = (2.0**-149, 2.0**-1074)
 # ln(1 + t) / t; and about -1 / (1 + t)
 LOG1P = _coefficients(
     "-0x1.24b298p-8 0x1.9d455ap-6 -0x1.11708cp-4 0x1.d992bcp-4 -0x1.448ee2p-3 0x1.969cb2p-3 "
@@ -142,11 +145,15 @@ def _polynomial(y: Tensor, coefficients: tuple[float, ...]) -> Tensor:
     return value
 
 
+def _exponent(u: Tensor) -> Tensor:
+    """e of u = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)), where it is in the word."""
+    return (u.view(torch.int32) - 0x3F3504F3) & -0x800000
+
+
 def _split(u: Tensor) -> tuple[Tensor, Tensor]:
     """2^23 e and f of u = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2))."""
-    bits = u.view(torch.int32)
-    exponent = (bits - 0x3F3504F3) & -0x800000
-    return exponent.float(), (bits - exponent).view(torch.float32) - 1.0
+    exponent = _exponent(u)
+    return exponent.float(), (u.view(torch.int32) - exponent).view(torch.float32) - 1.0
 
 
 def _radius(w: Tensor) -> Tensor:
@@ -258,14 +265,20 @@ def sigma(log_var: Tensor, factor: float = 1.0, unit: float = 1.0) -> Tensor:
     """factor * exp(unit * log_var / 2) by powers of two; the bits of the contract in float32."""
     if log_var.dtype == torch.float64:
         return torch.exp(0.5 * unit * log_var) * factor
+    p, root = _sigma_parts(log_var, unit)
+    return p * factor * root * root
+
+
+def _sigma_parts(log_var: Tensor, unit: float = 1.0) -> tuple[Tensor, Tensor]:
+    """p and root of sigma = p root^2, of which root is finite where sigma is not."""
+    if log_var.dtype == torch.float64:
+        return torch.ones_like(log_var), torch.exp(0.25 * unit * log_var)
     # 2^(2 h + t): the sum ends in steps of 2, and its last bits are h + 127.
-    x = log_var.clamp(-256.0 / unit, 256.0 / unit)
+    x = log_var.clamp(-300.0 / unit, 300.0 / unit)
     high, low = unit * HALF_LOG2E[0], unit * HALF_LOG2E[1]
     shifted = fma(x, high, MAGIC)
     t = fma(x, low, fma(x, high, MAGIC - shifted))
-    p = _polynomial(t, EXP)
-    scale = (shifted.view(torch.int32) << 23).view(torch.float32)
-    return p * factor * scale * scale
+    return _polynomial(t, EXP), (shifted.view(torch.int32) << 23).view(torch.float32)
 
 
 def softplus(rho: Tensor) -> Tensor:
@@ -426,7 +439,12 @@ def _log_parts(s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Denormals, whose exponent does not say where they are, are made normal first.
     small = s <= 2.0**-126
     shift = torch.where(small, torch.where(s == 0, -math.inf, -LN_2_TO_24), 0.0)
-    exponent, f = _split(torch.where(small, s * 2.0**24, s))
+    return _log_parts_of_normal(torch.where(small, s * 2.0**24, s), shift)
+
+
+def _log_parts_of_normal(s: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of a normal s, with shift added to the logarithm."""
+    exponent, f = _split(s)
     return f, _polynomial(f, LOG_TERM), fma(exponent, LN2_IN_PLACE, shift)
 
 
@@ -499,16 +517,32 @@ def log_sigma(sigma: Tensor) -> Tensor:
     return torch.where(std.isfinite(), fma(f * -f, r, f) + rest, std)
 
 
-def half_excess_of_ratio(s: Tensor, over: Tensor) -> Tensor:
-    """(s^2 - 1 - ln s^2) / 2 of a ratio of stds and its distance from 1; the bits of csrc."""
+def over_one(s: Tensor, t: Tensor) -> Tensor:
+    """s / t - 1 of two stds, with more digits than the ratio has near 1; of an infinite t too."""
+    apart = s - t
+    return torch.where(apart == -math.inf, -1.0, apart / t)
+
+
+def half_excess_of_ratio(s: Tensor, t: Tensor, over: Tensor) -> Tensor:
+    """(x^2 - 1 - ln x^2) / 2 of x = s / t, two stds, and over = x - 1; the bits of csrc in
+    float32."""
     if s.dtype == torch.float64:
         near = _half_excess_double(2.0 * torch.log1p(over))
-        log = torch.where(s == math.inf, 0.0, s.log())  # or inf - inf would be NaN
+        x = s / t
+        small = (x < 1e-300) & (s > 0) & (t < math.inf)
+        log = torch.where(small, s.log() - t.log(), x.log())
+        log = torch.where(x == math.inf, 0.0, log)  # or inf - inf would be NaN
         far = 0.5 * over * over + (over - log)
         return torch.where(over.abs() < 0.25, near, far)
-    f, r, rest = _log_parts(s)
-    f = torch.where(rest == 0, over, f)
-    return fma(over * 0.5, over, fma(f * f, r, over - f - rest))
+    # Where x may be no normal number, it is one in other units of both.
+    down = fma(t, 2.0**-76, 2.0**-149)
+    far = s + down == down
+    x = torch.where(far, s * 2.0**76, s) / torch.where(far, down, t)
+    shift = torch.where(x == 0, -math.inf, torch.where(far, -LN_2_TO_152, 0.0))
+    f, r, rest = _log_parts_of_normal(x, shift)
+    power = (0x3F800000 - _exponent(x)).view(torch.float32)
+    f = torch.where((over >= -0.5) & (over <= 2.0), fma(power, over, power - 1.0), f)
+    return fma(over * 0.5, over, fma(f * f, r, over - rest - f))
 
 
 class TanhParts(NamedTuple):
@@ -565,13 +599,13 @@ class Ratio(NamedTuple):
 def _ratio_by_log_var(
     mu: Tensor, log_var: Tensor, loc: Tensor, prior: Tensor, grad: Tensor
 ) -> Ratio:
-    inverse = sigma(0.0 - prior)
-    distance, log = (mu - loc) * inverse, log_var - prior
+    p, root = _sigma_parts(0.0 - prior)  # of the inverse, which may be beyond what there is
+    distance, log = (mu - loc) * root * p * root, log_var - prior
     slope = half_expm1(log)
     square = distance * -0.5 * distance - slope
     return Ratio(
         _fma(distance * 0.5, distance, half_excess(log)),
-        grad * distance * inverse,
+        grad * distance * root * p * root,
         grad * slope,
         grad * square,
     )
@@ -579,12 +613,13 @@ def _ratio_by_log_var(
 
 def _ratio_by_sigma(mu: Tensor, s: Tensor, loc: Tensor, prior: Tensor, grad: Tensor) -> Ratio:
     t = prior.abs()
-    distance, ratio = (mu - loc) / t, s.abs() / t
-    over = torch.where(ratio == 0, -1.0, (s.abs() - t) / t)  # of an infinite prior too
+    # Of equal means 0 even where the prior has no width
+    unit = t.clamp(min=LEAST[t.dtype == torch.float64])
+    distance, over = (mu - loc) / unit, over_one(s.abs(), t)
     square = over * (over + 2.0)
     return Ratio(
-        _fma(distance * 0.5, distance, half_excess_of_ratio(ratio, over)),
-        grad * distance / t,
+        _fma(distance * 0.5, distance, half_excess_of_ratio(s.abs(), t, over)),
+        grad * distance / unit,
         grad * square / s,
         grad * (0.0 - _fma(distance, distance, square)) / prior,
     )

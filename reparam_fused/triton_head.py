@@ -28,6 +28,9 @@ from .triton_kernels import (
     _by_scale,
     _chain,
     _checked,
+    _exponent,
+    _float,
+    _fma,
     _half_excess,
     _half_excess_of_sigma,
     _half_excess_slope,
@@ -35,6 +38,7 @@ from .triton_kernels import (
     _Layout,
     _log1p,
     _log_parts,
+    _log_parts_of_normal,
     _minus_inverse_of_sum,
     _normals_double,
     _normals_of_vectors,
@@ -46,11 +50,14 @@ from .triton_kernels import (
     _run,
     _sigma,
     _sigma_of,
+    _sigma_parts,
     _within,
     _words,
 )
 
 _LOG_2 = tl.constexpr((reference.LOG_2, math.log(2)))
+_LN_2_TO_152 = tl.constexpr(reference.LN_2_TO_152)
+_LEAST = tl.constexpr(reference.LEAST)
 _HALF_LOG_2_PI = tl.constexpr((reference.HALF_LOG_2_PI, 0.5 * math.log(2 * math.pi)))
 
 
@@ -104,25 +111,40 @@ def _log_sigma(spread, BY_LOG_VAR: tl.constexpr):
 
 
 @triton.jit
-def _half_excess_of_ratio(s, over):
-    """(s^2 - 1 - ln s^2) / 2 of a ratio of stds and its distance from 1"""
+def _over_one(s, t):
+    """s / t - 1 of two stds, of an infinite t too"""
+    apart = s - t
+    return tl.where(apart == float("-inf"), -1.0, _quotient(apart, t))
+
+
+@triton.jit
+def _half_excess_of_ratio(s, t, over):
+    """(x^2 - 1 - ln x^2) / 2 of x = s / t, two stds, and over = x - 1"""
     if s.dtype == tl.float64:
         near = _half_excess(_log1p(over) * 2.0)
-        log = tl.where(s == float("inf"), 0.0, tl.log(s))
-        far = over * 0.5 * over + (over - log)
+        x = s / t
+        small = (x < 1e-300) & (s > 0.0) & (t < float("inf"))
+        log = tl.where(small, tl.log(s) - tl.log(t), tl.log(x))
+        far = over * 0.5 * over + (over - tl.where(x == float("inf"), 0.0, log))
         excess = tl.where(tl.abs(over) < 0.25, near, far)
     else:
-        f, r, rest = _log_parts(s)
-        f = tl.where(rest == 0.0, over, f)
-        excess = tl.fma(over * 0.5, over, tl.fma(f * f, r, over - f - rest))
+        # Where x may be no normal number, it is one in other units of both.
+        down = _fma(t, 2.0**-76, 2.0**-149)
+        far = s + down == down
+        x = tl.div_rn(tl.where(far, s * 2.0**76, s), tl.where(far, down, t))
+        shift = tl.where(x == 0.0, float("-inf"), tl.where(far, -_LN_2_TO_152, 0.0))
+        f, r, rest = _log_parts_of_normal(x, shift)
+        power = _float(0x3F800000 - _exponent(x))
+        f = tl.where((over >= -0.5) & (over <= 2.0), tl.fma(power, over, power - 1.0), f)
+        excess = tl.fma(over * 0.5, over, tl.fma(f * f, r, over - rest - f))
     return excess
 
 
 @triton.jit
-def _ratio_and_over(s, t):
-    """The ratio of two sigmas and its distance from 1, of an infinite one too."""
-    ratio = _quotient(s, t)
-    return ratio, tl.where(ratio == 0.0, -1.0, _quotient(s - t, t))
+def _distance(mu, loc, t):
+    """In units of the prior's std t, and that unit: of equal means 0 even where t is 0."""
+    unit = tl.maximum(t, _constant(t, _LEAST), propagate_nan=tl.PropagateNan.ALL)
+    return _quotient(mu - loc, unit), unit
 
 
 @triton.jit
@@ -132,13 +154,13 @@ def _divergence(mu, spread, loc, prior, BY_LOG_VAR: tl.constexpr):
         distance = mu
         excess = _half_excess(spread) if BY_LOG_VAR else _half_excess_of_sigma(spread)
     elif BY_LOG_VAR:
-        distance = (mu - loc) * _sigma(0.0 - prior, 1.0)
+        p, root = _sigma_parts(0.0 - prior, 1.0)
+        distance = (mu - loc) * root * p * root
         excess = _half_excess(spread - prior)
     else:
         s, t = tl.abs(spread), tl.abs(prior)
-        distance = _quotient(mu - loc, t)
-        ratio, over = _ratio_and_over(s, t)
-        excess = _half_excess_of_ratio(ratio, over)
+        distance, _ = _distance(mu, loc, t)
+        excess = _half_excess_of_ratio(s, t, _over_one(s, t))
     return tl.fma(distance * 0.5, distance, excess)
 
 
@@ -151,17 +173,17 @@ def _divergence_backward(grad, by_z, mu, spread, loc, prior, BY_LOG_VAR: tl.cons
         by_spread = grad * (_half_expm1(spread) if BY_LOG_VAR else _half_excess_slope(spread))
         by_prior = grad
     elif BY_LOG_VAR:
-        inverse = _sigma(0.0 - prior, 1.0)
-        distance, slope = (mu - loc) * inverse, _half_expm1(spread - prior)
-        by_mu = grad * distance * inverse
+        p, root = _sigma_parts(0.0 - prior, 1.0)
+        distance, slope = (mu - loc) * root * p * root, _half_expm1(spread - prior)
+        by_mu = grad * distance * root * p * root
         by_spread = grad * slope
         by_prior = grad * (distance * -0.5 * distance - slope)
     else:
         t = tl.abs(prior)
-        distance = _quotient(mu - loc, t)
-        _, over = _ratio_and_over(tl.abs(spread), t)
+        distance, unit = _distance(mu, loc, t)
+        over = _over_one(tl.abs(spread), t)
         square = over * (over + 2.0)  # sigma^2 / prior^2 - 1
-        by_mu = _quotient(grad * distance, t)
+        by_mu = _quotient(grad * distance, unit)
         by_spread = _quotient(grad * square, spread)
         by_prior = _quotient(grad * (0.0 - tl.fma(distance, distance, square)), prior)
     return by_mu, by_spread, by_prior

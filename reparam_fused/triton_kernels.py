@@ -107,11 +107,16 @@ def _sqrt(x, NEWTON: tl.constexpr):
 
 
 @triton.jit
+def _exponent(x):
+    """e of x = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)), where it is in the word"""
+    return (_bits(x) - 0x3F3504F3) & 0xFF800000
+
+
+@triton.jit
 def _split(x):
     """2^23 e and f of x = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2))"""
-    bits = _bits(x)
-    exponent = (bits - 0x3F3504F3) & 0xFF800000
-    return _signed_to_float(exponent), _float(bits - exponent) - 1.0
+    exponent = _exponent(x)
+    return _signed_to_float(exponent), _float(_bits(x) - exponent) - 1.0
 
 
 @triton.jit
@@ -161,20 +166,32 @@ def _normals_double(counter, seed):
 
 
 @triton.jit
-def _sigma(log_var, factor: tl.constexpr, unit: tl.constexpr = 1.0):
-    """factor exp(unit log_var / 2)"""
+def _sigma_parts(log_var, factor: tl.constexpr, unit: tl.constexpr = 1.0):
+    """p and root of _sigma = p root^2, of which root is finite where sigma is not"""
     if log_var.dtype == tl.float64:
-        sigma = tl.exp(log_var * (0.5 * unit)) * factor
+        p = tl.full(log_var.shape, factor, tl.float64)
+        root = tl.exp(log_var * (0.25 * unit))
     else:
-        limit: tl.constexpr = 256.0 / unit
+        limit: tl.constexpr = 300.0 / unit
         x = tl.clamp(log_var, -limit, limit, propagate_nan=tl.PropagateNan.ALL)
         magic = tl.full(x.shape, _MAGIC, tl.float32)
         high = tl.full(x.shape, _HALF_LOG2E[0] * unit, tl.float32)
         low = tl.full(x.shape, _HALF_LOG2E[1] * unit, tl.float32)
         shifted = tl.fma(x, high, magic)
         t = tl.fma(x, low, tl.fma(x, high, magic - shifted))
-        scale = _float(_bits(shifted) << 23)
-        sigma = _polynomial(t, _EXP, 8, factor) * scale * scale
+        p = _polynomial(t, _EXP, 8, factor)
+        root = _float(_bits(shifted) << 23)
+    return p, root
+
+
+@triton.jit
+def _sigma(log_var, factor: tl.constexpr, unit: tl.constexpr = 1.0):
+    """factor exp(unit log_var / 2)"""
+    if log_var.dtype == tl.float64:
+        sigma = tl.exp(log_var * (0.5 * unit)) * factor
+    else:
+        p, root = _sigma_parts(log_var, factor, unit)
+        sigma = p * root * root
     return sigma
 
 
@@ -277,7 +294,13 @@ def _log_parts(s):
     """f, r and rest of ln s = rest + f - f^2 r, in float32"""
     small = s <= 2.0**-126
     shift = tl.where(small, tl.where(s == 0.0, float("-inf"), -_LN_2_TO_24), 0.0)
-    exponent, f = _split(tl.where(small, s * 16777216.0, s))
+    return _log_parts_of_normal(tl.where(small, s * 16777216.0, s), shift)
+
+
+@triton.jit
+def _log_parts_of_normal(s, shift):
+    """The same of a normal s, with shift added to the logarithm"""
+    exponent, f = _split(s)
     return f, _polynomial(f, _LOG_TERM, 9, 1.0), _fma_by(exponent, _LN2_IN_PLACE, shift)
 
 

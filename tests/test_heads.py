@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import mpmath
 import pytest
 import torch
 from helpers import FORMS, assert_as_on_cpu, assert_same_bits, extremes, inputs, key_of, leaves
@@ -513,7 +514,118 @@ def test_an_infinite_prior_and_one_of_no_width() -> None:
     for sigma in (math.inf, 0.0):
         prior = Normal(torch.tensor([2.0, 3.0]), torch.tensor(sigma), validate_args=False)
         assert fused_kl_divergence(mu, std=one, prior=prior).tolist() == [math.inf] * 2
-    assert fused_kl_divergence(mu, std=0.0, prior=Normal(0.0, 1.0)).tolist() == [math.inf] * 2
+    for sigma in (1.0, 1e-30, 1e-45, 3e38):
+        assert fused_kl_divergence(mu, std=0.0, prior=Normal(0.0, sigma)).tolist() == [math.inf] * 2
+    equal = mu.clone().requires_grad_()
+    prior = Normal(mu, torch.tensor(0.0), validate_args=False)
+    kl = fused_kl_divergence(equal, std=one, prior=prior)
+    assert kl.tolist() == [math.inf] * 2
+    assert torch.autograd.grad(kl.sum(), equal)[0].tolist() == [0.0] * 2
+
+
+def exact_divergence(
+    operands: tuple[Tensor, ...], logs: tuple[bool, bool]
+) -> tuple[list[float], list[list[float]]]:
+    """From a prior, of (mu, scale, loc, prior's scale), each scale a log_var or a std, with the
+    gradients: of 60 digits."""
+    values, grads = [], []
+    with mpmath.workdps(60):
+        for row in zip(*(t.tolist() for t in operands), strict=True):
+            mu, scale, loc, prior = map(mpmath.mpf, row)
+            s, t = (
+                mpmath.exp(x / 2) if log else x for x, log in zip((scale, prior), logs, strict=True)
+            )
+            d, square = (mu - loc) / t, (s / t) ** 2 - 1
+            values.append(float((d * d + square) / 2 - mpmath.log(s / t)))
+            by_scales = [
+                slope / 2 if log else slope / x
+                for slope, x, log in zip((square, -d * d - square), (s, t), logs, strict=True)
+            ]
+            grads.append([float(x) for x in (d / t, by_scales[0], -d / t, by_scales[1])])
+    return values, [list(g) for g in zip(*grads, strict=True)]
+
+
+# Mean, scale, mean and scale of a prior, where a factor of the formula is beyond float32
+FAR_BY_LOG = [
+    (0.5, -200.0, 0.5, -200.0),  # the inverse of the prior's sigma
+    (0.5, -210.0, 0.5, -209.0),
+    (0.5, -180.0, 0.5, -200.0),
+    (1e-38, -280.0, 0.0, -200.0),
+    (1e-45, -280.0, 0.0, -260.0),
+    (-1.0, -400.0, -1.0, -400.5),
+    (2.0, -400.0, 2.0, 3.0),  # the ratio
+    (2.0, -300.0, 1.0, 300.0),
+]
+FAR_BY_STD = [
+    (0.5, 1e-30, 0.5, 1e15),
+    (0.5, 1e-30, 0.25, 3e9),  # a denormal ratio
+    (0.5, 1e-40, 0.5, 3e38),
+    (0.5, 1e-45, 3.0, 3e38),
+    (0.5, 1e-45, 0.5, 1.0),
+    (0.5, 1e-40, 0.5, 3e-40),
+    (1.0, 3e-45, 1.0, 3e-45),
+    (1.0, 3e37, -1.0, 1e38),
+    (0.5, 0.7, 0.5, 1.0),
+    (0.5, 1.45, 0.5, 1.0),
+]
+
+
+FAR = {
+    ("log_var", "log_var"): FAR_BY_LOG,
+    ("std", "std"): FAR_BY_STD,
+    ("log_var", "std"): [(0.5, -160.0, 0.5, 1e15), (0.5, -160.0, 1.0, 1e3)],
+    ("std", "log_var"): [(0.5, 1e-30, 0.5, 160.0), (0.5, 1e-38, 0.5, 1.0)],
+}
+
+
+@pytest.mark.parametrize("forms", FAR, ids="-".join)
+@pytest.mark.parametrize("way", ["kernel", "reference", "samples", "again", "vmap"])
+def test_divergence_where_a_factor_of_it_is_no_number(
+    forms: tuple[str, str], way: str, device: torch.device
+) -> None:
+    """It and its gradients are those of real numbers: infinite only where these are beyond what
+    there is, and never NaN."""
+    leave_to_the_cpu(device, way == "kernel" and forms[0] == forms[1])
+    rows, (form, prior_form) = FAR[forms], forms
+    if way == "vmap":  # the gradients are those of torch's own formulas for these operations
+        rows = [row for row in rows if row[3] not in (-260.0, 3e-45)]
+    operands = tuple(torch.tensor(column) for column in zip(*rows, strict=True))
+    values, exact_grads = exact_divergence(operands, (form == "log_var", prior_form == "log_var"))
+    mu, scale, loc, of_prior = leaves = [t.to(device).requires_grad_() for t in operands]
+    options = ("kl_divergence", 0, *forms)
+    given: dict[str, Any] = {form: scale, "dim": ()}
+    of = {"log_var" if prior_form == "log_var" else "scale": of_prior}
+    prior = reparam_fused.Normal(loc, validate_args=False, **of)
+    grads: tuple[Tensor, ...]
+    if way == "reference":
+        tensors = (*operands[:2], None, *operands[2:])
+        total = reference.head(*tensors, *options)[1]
+        grads = reference.head_backward(*tensors, None, torch.ones_like(total), *options)
+    elif way == "vmap":
+
+        def call(*leaves: Tensor) -> Tensor:
+            return _ops.head(*leaves[:2], None, *leaves[2:], *options)[1]
+
+        total = torch.vmap(call)(*leaves)
+        grads = torch.func.grad(lambda *t: torch.vmap(call)(*t).sum(), (0, 1, 2, 3))(*leaves)
+    else:
+        if way == "samples":
+            total = fused_reparameterize_kl(mu, prior=prior, key=KEY.to(device), **given)[1]
+        else:
+            total = fused_kl_divergence(mu, prior=prior, **given)
+        grads = torch.autograd.grad(total.sum(), leaves, create_graph=way == "again")
+    if way != "reference":
+        total, grads = total.detach().cpu(), tuple(g.detach().cpu() for g in grads)
+    rtol = 1e-5 if way == "vmap" or way == "again" else 2e-6
+    exact = torch.tensor(values, dtype=torch.float64).float()
+    torch.testing.assert_close(total, exact, rtol=rtol, atol=0.0)
+    for ours, theirs in zip((grads[0], grads[1], grads[2], grads[3]), exact_grads, strict=True):
+        expected = torch.tensor(theirs, dtype=torch.float64).float()
+        assert not ours.isnan().any(), ours
+        # A gradient may be infinite where a product on the way is.
+        finite = ours.isfinite() | expected.isinf()
+        assert (finite | (expected.abs() > 1e30)).all(), (ours, expected)
+        torch.testing.assert_close(ours[finite], expected[finite], rtol=1e-4, atol=1e-6)
 
 
 def test_tanh_of_zero() -> None:
@@ -778,7 +890,7 @@ def test_a_prior_of_more_digits() -> None:
         ({"dim": 1, "min_std": -1}, ValueError, "min_std"),
         ({"dim": 1, "log_std": torch.zeros(3)}, ValueError, "expected one of"),
     ],
-    ids=lambda value: str(value) if isinstance(value, dict) else "",
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_errors(options: dict[str, Any], error: type[Exception], message: str) -> None:
     """Named, before the generator moves."""

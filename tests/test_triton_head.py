@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import FORMS, assert_same_bits, extremes, inputs, key_of
+from test_heads import FAR
 from torch import Tensor
 
 import reparam_fused
@@ -179,6 +180,13 @@ def test_priors(on: Any, form: str, prior_form: str, bounds: Any, prior_bounds: 
     for key in (None, KEY) if i % 2 else (KEY, None):
         compare(mu, scale, key, prior=(loc, prior), **given)
     compare(mu, scale[:1], None, prior=(loc[:, :1], prior[0]), summed=2, backward=False, **given)
+
+
+@pytest.mark.parametrize("forms", FAR, ids="-".join)
+def test_a_prior_where_a_factor_is_no_number(on: Any, forms: tuple[str, str]) -> None:
+    on(90)
+    mu, scale, loc, prior = map(torch.tensor, zip(*FAR[forms], strict=True))
+    compare(mu, scale, None, prior=(loc, prior), form=forms[0], prior_form=forms[1], summed=0)
 
 
 @each_dtype

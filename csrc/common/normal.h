@@ -15,18 +15,23 @@
 
 namespace reparam_fused {
 
-// A number in the precision of R, rounded where that does not hold it; and in every lane.
+// A number in the precision of R, or of two that of it, rounded where that does not hold it; and in
+// every lane.
 template <class V, class R>
-REPARAM_FUSED_INLINE auto number(double value) {
+REPARAM_FUSED_INLINE auto number(double of_double, double of_float) {
   if constexpr (std::is_same<R, typename V::D>::value) {
-    return value;
+    return of_double;
   } else {
-    return static_cast<float>(value);
+    return static_cast<float>(of_float);
   }
 }
 template <class V, class R>
-REPARAM_FUSED_INLINE R constant(double value) {
-  return V::set(number<V, R>(value));
+REPARAM_FUSED_INLINE auto number(double value) {
+  return number<V, R>(value, value);
+}
+template <class V, class R, class... Values>
+REPARAM_FUSED_INLINE R constant(Values... values) {
+  return V::set(number<V, R>(values...));
 }
 
 // p * y^k + c * y^(k-1) + ..., highest power first, one fma a coefficient.
@@ -48,23 +53,40 @@ REPARAM_FUSED_INLINE typename V::D magnitude(typename V::D x) {
   return V::from_bits(V::and_(V::bits(x), V::set(uint64_t{0x7fffffffffffffff})));
 }
 
+// The exponent e of u = 2^e (1 + f) where it is in the word of a float, with 1 + f in
+// [sqrt(1/2), sqrt(2)); and 2^-e.
+template <class V>
+REPARAM_FUSED_INLINE typename V::U exponent_of(typename V::F u) {
+  return V::and_(V::sub(V::bits(u), V::set(0x3f3504f3u)), V::set(0xff800000u));
+}
+template <class V>
+REPARAM_FUSED_INLINE typename V::Q exponent_of(typename V::D u) {
+  return V::and_(V::sub(V::bits(u), V::set(uint64_t{0x3fe6a09e667f3bcd})),
+                 V::set(uint64_t{0xfff0000000000000}));
+}
+template <class V>
+REPARAM_FUSED_INLINE typename V::F inverse_power(typename V::F u) {
+  return V::from_bits(V::sub(V::set(0x3f800000u), exponent_of<V>(u)));
+}
+template <class V>
+REPARAM_FUSED_INLINE typename V::D inverse_power(typename V::D u) {
+  return V::from_bits(V::sub(V::set(uint64_t{0x3ff0000000000000}), exponent_of<V>(u)));
+}
+
 // f and 2^23 e of u = 2^e (1 + f), exactly, with 1 + f in [sqrt(1/2), sqrt(2)): the exponent
 // stays in its place in the word. Valid: every normal u, and inf, which gives e = 128, f = 0.
 template <class V>
 REPARAM_FUSED_INLINE typename V::F split(typename V::F u, typename V::F& f) {
-  const auto bits = V::bits(u);
-  const auto exponent = V::and_(V::sub(bits, V::set(0x3f3504f3u)), V::set(0xff800000u));
-  f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0f));
+  const auto exponent = exponent_of<V>(u);
+  f = V::sub(V::from_bits(V::sub(V::bits(u), exponent)), V::set(1.0f));
   return V::signed_to_float(exponent);
 }
 
 // The same in fp64, but e itself.
 template <class V>
 REPARAM_FUSED_INLINE typename V::D split(typename V::D u, typename V::D& f) {
-  const auto bits = V::bits(u);
-  const auto exponent = V::and_(V::sub(bits, V::set(uint64_t{0x3fe6a09e667f3bcd})),
-                                V::set(uint64_t{0xfff0000000000000}));
-  f = V::sub(V::from_bits(V::sub(bits, exponent)), V::set(1.0));
+  const auto exponent = exponent_of<V>(u);
+  f = V::sub(V::from_bits(V::sub(V::bits(u), exponent)), V::set(1.0));
   // No 64-bit integer conversion below AVX-512: 1024 + e is put into the low
   // mantissa bits of 2^52, and taken off again.
   const auto biased = V::template shr<52>(V::add(exponent, V::set(uint64_t{1024} << 52)));

@@ -71,22 +71,28 @@ struct ByLogVar {
   // in units of the prior's.
   template <class R>
   struct Ratio {
-    R inverse, distance, log;
+    R p, root, distance, log;  // p root^2: 1 / prior
   };
+  // x p root^2, a number wherever the product is one
   template <class V, class R>
-  static REPARAM_FUSED_INLINE Ratio<R> ratio(R mu, R log_var, R loc, R prior) {
-    const R inverse = sigma<V>(V::sub(constant<V, R>(0), prior));
-    return {inverse, V::mul(V::sub(mu, loc), inverse), V::sub(log_var, prior)};
+  static REPARAM_FUSED_INLINE R times(R x, R p, R root) {
+    return V::mul(V::mul(V::mul(x, root), p), root);
   }
   template <class V, class R>
-  static REPARAM_FUSED_INLINE R excess(const Ratio<R>& ratio) {
+  static REPARAM_FUSED_INLINE Ratio<R> ratio(R mu, R log_var, R loc, R prior) {
+    R root;
+    const R p = sigma_parts<V>(V::sub(constant<V, R>(0), prior), root);
+    return {p, root, times<V>(V::sub(mu, loc), p, root), V::sub(log_var, prior)};
+  }
+  template <class V, class R>
+  static REPARAM_FUSED_INLINE R excess(const Ratio<R>& ratio, R, R) {
     return half_excess<V>(ratio.log);
   }
   // The gradients of mu, log_var and prior: that of loc is the first's negative.
   template <class V, class R>
   static REPARAM_FUSED_INLINE void backward(R grad, const Ratio<R>& ratio, R, R, R* out) {
     const R slope = half_expm1<V>(ratio.log);
-    out[0] = V::mul(V::mul(grad, ratio.distance), ratio.inverse);
+    out[0] = times<V>(V::mul(grad, ratio.distance), ratio.p, ratio.root);
     out[1] = V::mul(grad, slope);
     const R half = V::mul(ratio.distance, constant<V, R>(-0.5));
     out[2] = V::mul(grad, V::sub(V::mul(half, ratio.distance), slope));
@@ -121,26 +127,25 @@ struct BySigma {
 
   template <class R>
   struct Ratio {
-    R distance, sigmas, over;  // over: sigmas - 1, exact where that is near 0
+    R unit, distance, over;  // over: the ratio of the sigmas less 1
   };
   template <class V, class R>
   static REPARAM_FUSED_INLINE Ratio<R> ratio(R mu, R sigma, R loc, R prior) {
-    const R s = magnitude<V>(sigma), t = magnitude<V>(prior);
-    const R sigmas = V::div(s, t), zero = constant<V, R>(0);
-    // Of an infinite prior too
-    const R over = V::where_equal(sigmas, zero, constant<V, R>(-1.0), V::div(V::sub(s, t), t));
-    return {V::div(V::sub(mu, loc), t), sigmas, over};
+    const R t = magnitude<V>(prior);
+    // Of equal means 0 even where the prior has no width
+    const R unit = V::at_least(t, number<V, R>(0x1p-1074, 0x1p-149));
+    return {unit, V::div(V::sub(mu, loc), unit), over_one<V>(magnitude<V>(sigma), t)};
   }
   template <class V, class R>
-  static REPARAM_FUSED_INLINE R excess(const Ratio<R>& ratio) {
-    return half_excess_of_ratio<V>(ratio.sigmas, ratio.over);
+  static REPARAM_FUSED_INLINE R excess(const Ratio<R>& ratio, R sigma, R prior) {
+    return half_excess_of_ratio<V>(magnitude<V>(sigma), magnitude<V>(prior), ratio.over);
   }
   template <class V, class R>
   static REPARAM_FUSED_INLINE void backward(R grad, const Ratio<R>& ratio, R sigma, R prior,
                                             R* out) {
     // sigma^2 / prior^2 - 1
     const R square = V::mul(ratio.over, V::add(ratio.over, constant<V, R>(2)));
-    out[0] = V::div(V::mul(grad, ratio.distance), magnitude<V>(prior));
+    out[0] = V::div(V::mul(grad, ratio.distance), ratio.unit);
     out[1] = V::div(V::mul(grad, square), sigma);
     const R both = V::fma(ratio.distance, ratio.distance, square);
     out[2] = V::div(V::mul(grad, V::sub(constant<V, R>(0), both)), prior);
@@ -184,7 +189,7 @@ struct PriorTerm {
   static REPARAM_FUSED_INLINE void apply(const R* in, R, const Limits&, R* out) {
     const auto ratio = By::template ratio<V>(in[0], in[1], in[2], in[3]);
     out[0] = V::fma(V::mul(ratio.distance, constant<V, R>(0.5)), ratio.distance,
-                    By::template excess<V>(ratio));
+                    By::template excess<V>(ratio, in[1], in[3]));
   }
 };
 template <class By>

@@ -186,8 +186,15 @@ R tanh_correction(V v, R z) {
   return made_by<Tanh>(v, 1, z, constant<V, R>(0));
 }
 
+template <class V, class R>
+R excess_of_ratio(V, R s, R t) {
+  const auto ratio = BySigma::ratio<V>(s, s, t, t);
+  return BySigma::excess<V>(ratio, s, t);
+}
+
 // Of two Gaussians: the operands of a PriorTerm, with scales that differ little, by a factor up to
-// 20 or by any; and the same for those whose scales are log_var.
+// 20, by more or, as the bits of both fall, by any; and the same for those whose scales are
+// log_var.
 template <class T>
 struct Pair {
   static constexpr double kFar = sizeof(T) == 4 ? 20 : 150;
@@ -208,6 +215,12 @@ struct Pair {
     // In units of the prior's sigma, from where the means do not matter to where nothing else does
     const double distance = std::ldexp(between(-4, 4), 8 - static_cast<int>(r >> 16 & 31));
     mu = static_cast<T>(loc + distance * std::exp(at));
+    if (!log && (r >> 32 & 3) == 0) {
+      for (T* x : {&scale, &prior}) {
+        do *x = std::fabs(Scalar::from_bits(static_cast<decltype(Scalar::bits(T()))>(random())));
+        while (*x != *x);
+      }
+    }
   }
   bool near() const {
     const T ratio = scale / prior;
@@ -222,6 +235,7 @@ long double exact_half_excess_of_ratio(T sigma, T prior) {
   const long double s = sigma, t = prior;
   // As in exact_half_excess_of_sigma, of a d that does not cancel
   const long double d = (s - t) / t;
+  if (std::isinf(t)) return t;
   if (std::fabs(d) > 0.03L) return d * (d + 2) / 2 - std::log(s / t);
   long double sum = 0;
   for (int n = 14; n > 1; --n) sum = -sum * d + 1 / static_cast<long double>(n);
@@ -232,7 +246,8 @@ long double half_square(long double x) { return x * x / 2; }
 template <class T>
 double error_of_ratio(const Pair<T>& p) {
   const auto ratio = BySigma::ratio<Scalar>(p.mu, p.scale, p.loc, p.prior);
-  return ulps(BySigma::excess<Scalar>(ratio), exact_half_excess_of_ratio(p.scale, p.prior));
+  return ulps(BySigma::excess<Scalar>(ratio, p.scale, p.prior),
+              exact_half_excess_of_ratio(p.scale, p.prior));
 }
 template <class By, class T>
 double error_of_prior(const Pair<T>& p) {
@@ -674,9 +689,13 @@ void lane_types_agree() {
   lanes_of_both("log_sigma", [](auto v, auto x) { return BySigma::log_sigma<decltype(v)>(x); });
   lanes_of_both("minus_inverse_of_sum",
                 [](auto v, auto x) { return minus_inverse_of_sum<decltype(v)>(x); });
-  lanes_of_both("half_excess_of_ratio", [&](auto v, auto x) {
-    return half_excess_of_ratio<decltype(v)>(x, v.sub(x, one(v, x)));
-  });
+  // Of both ends, and of ratios that are no number
+  for (const double t : {1.0, 0x1.8p-100, 0x1.4p100}) {
+    lanes_of_both(("half_excess_of_ratio " + std::to_string(std::ilogb(t))).c_str(),
+                  [&](auto v, auto x) {
+                    return excess_of_ratio(v, x, constant<decltype(v), decltype(x)>(t));
+                  });
+  }
   lanes_of_both("tanh", [](auto v, auto x) { return tanh_parts<decltype(v)>(x).tanh; });
   lanes_of_both("tanh t", [](auto v, auto x) { return tanh_parts<decltype(v)>(x).t; });
   lanes_of_both("tanh slope", [](auto v, auto x) { return tanh_slope(v, x); });
@@ -714,7 +733,8 @@ void write_values() {
   write([](T x) { return half_excess_of_sigma<Scalar>(x); });
   write([](T x) { return half_excess_slope<Scalar>(x); });
   write([](T x) { return BySigma::log_sigma<Scalar>(x); });
-  write([](T x) { return half_excess_of_ratio<Scalar>(std::fabs(x), std::fabs(x) - 1); });
+  write([](T x) { return excess_of_ratio(Scalar{}, x, T(1)); });
+  write([](T x) { return excess_of_ratio(Scalar{}, x, std::numeric_limits<T>::max()); });
   write([](T x) { return tanh_parts<Scalar>(x).tanh; });
   write([](T x) { return tanh_slope(Scalar{}, x); });
   write([](T x) { return tanh_correction(Scalar{}, x); });
