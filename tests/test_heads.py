@@ -418,6 +418,15 @@ def test_sums_of_any_length(n: int) -> None:
     torch.testing.assert_close(log_prob.double(), terms.sum(1), rtol=1e-6, atol=1e-6 * math.sqrt(n))
 
 
+def test_sums_of_many_short_rows(dtype: torch.dtype) -> None:
+    """As many as a block has, of every length that is filled up to whole vectors: memory for fewer
+    of them, in sums.h, is written beyond its end, which ends the process."""
+    for n in range(1, 67):
+        mu, scale = inputs(2 * 2048 // n + 3, n, dtype=dtype)
+        given = (mu, scale, None, None, None, "kl_divergence", 1)
+        assert_bits([(_ops.head(*given)[1], reference.head(*given)[1])])
+
+
 def test_order_of_a_sum() -> None:
     """That of the contract, on sums that any other order has otherwise: 2^24 swallows a 1 that is
     added to it alone, and not a sum of two."""

@@ -87,9 +87,10 @@ struct Sums {
   // far as a vector goes.
   template <int kMost>
   static REPARAM_FUSED_INLINE void short_rows(const S* terms, int rows, int n, S* sums) {
-    // Rows are filled up to whole vectors: of two terms that is twice as many of them, or 4 times.
-    S filled[kMost * kVector / 2 + kVector], a[kMost * kVector / 4 + kVector],
-        b[kMost * kVector / 8 + kVector];
+    // Rows are filled up to whole vectors: of two terms that is twice as many of them, or 4 times,
+    // and where a vector has no more than two, of three terms a third more.
+    constexpr int kFilled = kMost * (kVector > 4 ? kVector / 2 : 2);
+    S filled[kFilled + kVector], a[kFilled / 2 + kVector], b[kFilled / 4 + kVector];
     const int vectors = (n + kVector - 1) / kVector;
     const S* from = terms;
     if (n % kVector != 0) {
