@@ -101,7 +101,9 @@ struct Children {
 
   Children(const Shape& keys, const Shape* data, uint64_t first, int64_t num, int64_t ndim) {
     const int64_t m = numel(keys) / 2, n = data ? numel(*data) : m, each = m == 1 ? n : m;
-    fit = is_row_major(keys) && 2 * m == numel(keys) && num >= 0 &&
+    const bool shaped = keys.ndim == (ndim < 3 ? 1 : 2) && keys.sizes[keys.ndim - 1] == 2;
+    const bool one = data == nullptr || num == 1;
+    fit = is_row_major(keys) && shaped && one && num >= 0 &&
           (data == nullptr || is_row_major(*data)) && (m == n || m == 1 || n == 1);
     derivation = {nullptr, m == 1 ? 0 : 2, each, nullptr, n != 1, first, num, nullptr};
     sizes[0] = num;
@@ -283,7 +285,8 @@ class Dimensions {
       take_samples(problem, options.summed);
     }
     const int64_t numel = this->numel();
-    if (numel == 0) return 0;
+    // Of no samples there is nothing to go over; but for sums, which are 0.
+    if (numel == 0 || (problem->samples == 0 && !options.summed)) return 0;
     merge();
     describe(problem);
     problem->form = options.form;
@@ -406,7 +409,8 @@ class Dimensions {
     for (int64_t d = ndim - 1; d >= 0; --d) {
       const int64_t size = whole ? whole->sizes[d] : sizes[d];
       const int64_t offset = from ? from->sizes[d] : 0;
-      if (offset < 0 || offset > size - sizes[d]) {
+      // size - sizes[d] of the least number would overflow.
+      if (offset < 0 || size < 0 || offset > size - sizes[d]) {
         refuse("dimension ", d, " of the output, ", sizes[d], " from ", offset, ", is not within ",
                size);
       }
@@ -414,12 +418,12 @@ class Dimensions {
       strides[kKey][d] = d < batch && key.sizes[d] != 1 ? key.strides[d] : 0;
       strides[kIndex][d] = numbered ? stride : 0;
       if (!numbered) continue;
-      first += offset * stride;
       // None of these is negative.
       if (size != 0 && stride > INT64_MAX / size) {
         refuse("expected global_shape to have less than 2^63 elements, got ",
                whole ? *whole : shape());
       }
+      first += offset * stride;
       stride *= size;
     }
     return first;

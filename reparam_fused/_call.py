@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -68,7 +69,11 @@ def _check_exported(function: str, key: Tensor | None, generator: torch.Generato
 def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
     """A number as a tensor of mu's dtype, and a 0-dim one of the CPU beside mu's on its device."""
     if not isinstance(scale, Tensor):
-        return torch.full((), scale, dtype=mu.dtype, device=mu.device)
+        try:
+            return torch.full((), scale, dtype=mu.dtype, device=mu.device)
+        except (OverflowError, RuntimeError):
+            # Beyond 64 bits; or beyond the dtype, where in torch's arithmetic it is infinite.
+            return torch.full((), float(scale), dtype=torch.float64, device=mu.device).to(mu.dtype)
     if scale.device != mu.device:
         # By a kernel that is given the number: a copy would wait for the device.
         return torch.ones((), dtype=scale.dtype, device=mu.device) * scale
@@ -134,7 +139,11 @@ def reparameterize(
     name = "fused_reparameterize"
     form, scale = _validate.form_of(name, log_var, log_std, std, rho)
     call = SAMPLE[form]
-    if clamp is not None or min_std != 0 or sample_shape != ():
+    try:
+        usual = not (clamp is not None or min_std != 0 or sample_shape != ())
+    except Exception:  # an array: what is wrong with it is said below
+        usual = False
+    if not usual:
         sample_shape = _validate.check_sizes(name, "sample_shape", sample_shape)
         bounds = _validate.bounds_of(name, clamp, min_std)
         samples = math.prod(sample_shape) if len(sample_shape) > 0 else None
@@ -191,7 +200,21 @@ def reparameterize(
         if not is_compiling() and _levels(TransformType.Vmap) == 0:
             z, _ = _ops.sample(mu, scale, generator, *_options(call))
             return as_sampled(z, sample_shape)
-        key = _draw.mapped_key(mu.device, generator)
+        with _putting_back(mu, generator, True):
+            key = _draw.mapped_key(mu.device, generator)
+            return _under_key(call, mu, scale, sample_shape, key, None, None)
+    return _under_key(call, mu, scale, sample_shape, key, global_shape, global_offset)
+
+
+def _under_key(
+    call: Call,
+    mu: Tensor,
+    scale: Tensor,
+    sample_shape: Sequence[int],
+    key: Tensor,
+    global_shape: Sequence[int] | None,
+    global_offset: Sequence[int] | None,
+) -> Tensor:
     if call.samples is not None:
         key, global_shape, global_offset = _flat_samples(
             sample_shape, key, global_shape, global_offset
@@ -199,6 +222,13 @@ def reparameterize(
     form, *rest = _options(call)
     z = _ops.sample_from_key(mu, scale, key, form, global_shape, global_offset, *rest)
     return as_sampled(z, sample_shape)
+
+
+def _putting_back(
+    mu: Tensor, generator: torch.Generator | None, draws: bool
+) -> AbstractContextManager[None]:
+    """Of a call that draws a key before its memory is allocated."""
+    return _draw.put_back(mu.device, generator) if draws and not is_compiling() else nullcontext()
 
 
 def _result_type(mu: Tensor, scale: Tensor) -> torch.dtype:
@@ -217,7 +247,7 @@ def mean(mu: Tensor, form: str, scale: Tensor | float, sample_shape: Sequence[in
         if form != "std":
             scale = _autocast_exp(mu, scale)
         dtype = _result_type(mu, scale)
-    return mu.to(dtype).expand(*sample_shape, *shape)
+    return mu.to(dtype).expand((*sample_shape, *shape))
 
 
 def _flat_samples(
@@ -295,53 +325,54 @@ def head(
         alone = alone or (draws and wider != dtype)
         loc, of_prior = loc.to(wider), of_prior.to(wider)
     z = None
-    if alone:
-        given: dict[str, Tensor] = {form: scale}
-        z = reparameterize(
-            function,
-            mu,
-            given.get("log_var"),
-            given.get("log_std"),
-            given.get("std"),
-            given.get("rho"),
-            options["clamp"],
-            options["min_std"],
-            sample_shape,
-            key,
-            generator,
-            global_shape,
-            global_offset,
-        ).contiguous()
-        draws = False
-        call = call._replace(samples=None)
-    if wider != dtype:
-        mu, scale = mu.to(wider), scale.to(wider)
-    n = len(shape)
-    # Other dimensions than the last are summed of the terms.
-    trailing = dims == tuple(range(n - len(dims), n))
-    what = Head(
-        call,
-        term,
-        len(dims) if trailing else 0,
-        SAMPLE["std"] if prior is None else SAMPLE[prior.form]._replace(bounds=prior.bounds),
-    )
-    if _exported():
-        _check_exported(name, key, generator)
-        z_or_none, total = decomposed(what, mu, scale, None, loc, of_prior, exported=True)
-        z = z_or_none if z is None else z
-    elif not draws:
-        _, total = _ops.head(mu, scale, None, loc, of_prior, *what.options())
-    else:
-        if key is None:
-            key = _fresh_key(mu, scale, generator, samples)
-        elif samples is not None:
-            key, global_shape, global_offset = _flat_samples(
-                sample_shape, key, global_shape, global_offset
-            )
-        if global_shape is not None and global_offset is not None:
-            what = what._replace(call=call._replace(block=(global_shape, global_offset)))
-        z, total = _ops.head(mu, scale, key, loc, of_prior, *what.options())
-        z, total = as_sampled(z, sample_shape), as_sampled(total, sample_shape)
+    with _putting_back(mu, generator, draws and key is None):
+        if alone:
+            given: dict[str, Tensor] = {form: scale}
+            z = reparameterize(
+                function,
+                mu,
+                given.get("log_var"),
+                given.get("log_std"),
+                given.get("std"),
+                given.get("rho"),
+                options["clamp"],
+                options["min_std"],
+                sample_shape,
+                key,
+                generator,
+                global_shape,
+                global_offset,
+            ).contiguous()
+            draws = False
+            call = call._replace(samples=None)
+        if wider != dtype:
+            mu, scale = mu.to(wider), scale.to(wider)
+        n = len(shape)
+        # Other dimensions than the last are summed of the terms.
+        trailing = dims == tuple(range(n - len(dims), n))
+        what = Head(
+            call,
+            term,
+            len(dims) if trailing else 0,
+            SAMPLE["std"] if prior is None else SAMPLE[prior.form]._replace(bounds=prior.bounds),
+        )
+        if _exported():
+            _check_exported(name, key, generator)
+            z_or_none, total = decomposed(what, mu, scale, None, loc, of_prior, exported=True)
+            z = z_or_none if z is None else z
+        elif not draws:
+            _, total = _ops.head(mu, scale, None, loc, of_prior, *what.options())
+        else:
+            if key is None:
+                key = _fresh_key(mu, scale, generator, samples)
+            elif samples is not None:
+                key, global_shape, global_offset = _flat_samples(
+                    sample_shape, key, global_shape, global_offset
+                )
+            if global_shape is not None and global_offset is not None:
+                what = what._replace(call=call._replace(block=(global_shape, global_offset)))
+            z, total = _ops.head(mu, scale, key, loc, of_prior, *what.options())
+            z, total = as_sampled(z, sample_shape), as_sampled(total, sample_shape)
     if not trailing:
         total = total.sum([d - n for d in dims])
     if name == "fused_kl_divergence":
@@ -390,11 +421,13 @@ def plain_head(
 ) -> tuple[Tensor, Tensor] | None:
     """A plain eager call of a head, as `plain`; None for any other, errors included. Without a
     key it draws by a generator, of which None is torch's own and False is no noise."""
-    if is_compiling() or (key is not None and generator) or len(sample_shape) > 1:
+    if is_compiling() or (key is not None and generator is not None and generator is not False):
         return None
     loc = of_prior = None
     prior_form, prior_bounds = "std", None
     try:
+        if len(sample_shape) > 1:
+            return None
         form, scale = _validate.form_of("", log_var, log_std, std, rho)
         if prior is not None:
             loc, of_prior, prior_form, prior_bounds = _validate.prior_of("", prior)
@@ -443,12 +476,13 @@ def kl_divergence(
 ) -> Tensor:
     """A call of fused_kl_divergence, which is `function`."""
     name = "fused_kl_divergence"
-    if dim != () or prior is not None:
+    each = isinstance(dim, tuple) and len(dim) == 0
+    if not each or prior is not None:
         result = plain_head(
             "kl_divergence", mu, log_var, log_std, std, rho, clamp, min_std, dim, prior
         )
         if result is not None:
-            if dim != ():
+            if not each:
                 return result[1]
             # That of each element is of the dtype of a sample.
             _, scale = _validate.form_of(name, log_var, log_std, std, rho)
@@ -457,7 +491,11 @@ def kl_divergence(
         return head(function, "kl_divergence", mu, log_var, log_std, std, rho, options)  # type: ignore[return-value]
     form, scale = _validate.form_of(name, log_var, log_std, std, rho)
     call = KL_DIVERGENCE[form]
-    if clamp is not None or min_std != 0:
+    try:
+        usual = not (clamp is not None or min_std != 0)
+    except Exception:
+        usual = False
+    if not usual:
         call = _with(call, _validate.bounds_of(name, clamp, min_std))
     if not is_compiling():
         kl = plain(call, mu, scale)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -97,6 +98,29 @@ def draw_key(device: torch.device, generator: torch.Generator | None, blocks: in
     seed = torch.empty((), dtype=torch.int64, device=device)
     seed.random_(-(2**63), None, generator=generator)
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
+
+
+@contextmanager
+def put_back(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
+    """If what is done with a key that is drawn here fails, the generator is as it was before.
+
+    A failed capture has no state to give back, and of other devices no state is known.
+    """
+    undo: Callable[[], object]
+    if device.type == "cpu":
+        generator = generator or torch.default_generator
+        undo = functools.partial(generator.set_state, generator.get_state())
+    elif device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        generator = generator or torch.cuda.default_generators[device.index]
+        undo = functools.partial(generator.set_offset, generator.get_offset())
+    else:
+        yield
+        return
+    try:
+        yield
+    except Exception:
+        undo()
+        raise
 
 
 def key_at(position: Position, device: torch.device) -> Tensor:

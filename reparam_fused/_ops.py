@@ -44,7 +44,7 @@ from torch import Tensor
 
 from . import _draw, _extensions, _forms, reference
 from ._forms import Bounds
-from ._validate import DTYPES, KEY_DTYPES, broadcast
+from ._validate import DTYPES, KEY_DTYPES, broadcast, layout_of
 
 library = torch.library.Library("reparam_fused", "DEF")
 _FORM = "str form='log_var'"
@@ -106,6 +106,27 @@ def _check_dtypes(*dtypes: torch.dtype) -> None:
         _require(dtype in DTYPES, f"expected float32, float64, float16 or bfloat16, got {dtype}")
 
 
+def _check_operands(*tensors: Tensor) -> None:
+    """Dense ones of numbers, on one device. What the schema calls a Tensor may be None."""
+    for t in tensors:
+        _require(isinstance(t, Tensor), "expected a tensor, got None")
+        _check_dtypes(t.dtype)
+        layout = layout_of(t)
+        _require(not layout, f"expected a dense tensor (torch.strided), got {layout}")
+    _check_devices(*tensors)
+
+
+def _check_devices(x: Tensor, *others: Tensor | None) -> None:
+    """All that there are on one. Fake kernels ask as well: one of meta calls them for all."""
+    device = x.device
+    for t in others:
+        _require(t is None or t.device == device, "expected tensors on one device, got two")
+
+
+def _check_samples_of(samples: int | None) -> None:
+    _require(samples is None or samples >= 0, f"expected samples not to be negative, got {samples}")
+
+
 def _check_form(form: str, bounds: Sequence[float] | None = None) -> None:
     _require(
         form in _forms.FORMS,
@@ -124,16 +145,16 @@ def _check_place(
     global_offset: Sequence[int] | None = None,
 ) -> None:
     """A key for each slice of an output of this shape, and a block within the whole."""
+    expected = f"expected a uint64 key of shape (2,) or (*batch, 2) for {tuple(shape)}"
+    _require(isinstance(key, Tensor), f"{expected}, got None")
+    _require(not layout_of(key), f"{expected}, got one of {layout_of(key)}")
     batch = key.shape[:-1]
     _require(
         key.dtype in KEY_DTYPES
-        and key.layout == torch.strided
         and tuple(key.shape[-1:]) == (2,)
         and len(batch) <= len(shape)
         and all(k in (1, n) for k, n in zip(batch, shape, strict=False)),
-        f"expected a uint64 key of shape (2,) or (*batch, 2) for {tuple(shape)}, "
-        f"got {key.dtype} {tuple(key.shape)}"
-        + (f" of layout {key.layout}" if key.layout != torch.strided else ""),
+        f"{expected}, got {key.dtype} {tuple(key.shape)}",
     )
     _require(
         (global_shape is None) == (global_offset is None),
@@ -167,13 +188,14 @@ def _check_sample(
     bounds: Sequence[float] | None = None,
     samples: int | None = None,
 ) -> None:
-    _check_dtypes(mu.dtype, scale.dtype)
+    _check_operands(mu, scale)
     _check_form(form, bounds)
+    _check_samples_of(samples)
     shape: Sequence[int] = broadcast(mu.shape, scale.shape)
     if samples is not None:
-        _require(samples >= 0, f"expected samples not to be negative, got {samples}")
         shape = (samples, *shape)
     _check_place(shape, key, global_shape, global_offset)
+    _check_devices(mu, key)
 
 
 def _check_backward(
@@ -185,7 +207,7 @@ def _check_backward(
     global_offset: Sequence[int] | None = None,
     bounds: Sequence[float] | None = None,
 ) -> None:
-    _check_dtypes(*(t.dtype for t in (grad, scale) if t is not None))
+    _check_operands(grad, *([] if scale is None else [scale]))
     _check_form(form, bounds)
     takes_scale = _forms.SAMPLE[form].backward_reads() or bounds is not None
     _require(
@@ -195,17 +217,24 @@ def _check_backward(
     )
     shape = grad.shape if scale is None else broadcast(grad.shape, scale.shape)
     _check_place(shape, key, global_shape, global_offset)
+    _check_devices(grad, key)
 
 
 def _check_samples(grad: Tensor, *arguments: Any) -> None:
+    _check_operands(grad)
     _require(grad.dim() > 0, "expected a dimension of samples, got ()")
     _check_backward(grad, *arguments)
+
+
+def _check_draw(mu: Tensor, scale: Tensor, samples: int | None) -> None:
+    _check_operands(mu, scale)
+    _check_samples_of(samples)
 
 
 def _check_divergence(
     mu: Tensor, scale: Tensor, form: str = "log_var", bounds: Sequence[float] | None = None
 ) -> None:
-    _check_dtypes(mu.dtype, scale.dtype)
+    _check_operands(mu, scale)
     _check_form(form, bounds)
 
 
@@ -225,9 +254,10 @@ def _check_head(
     prior_bounds: Sequence[float] | None = None,
     samples: int | None = None,
 ) -> None:
-    _check_dtypes(mu.dtype, scale.dtype)
+    _check_operands(mu, scale, *(t for t in (loc, prior) if t is not None))
     _check_form(form, bounds)
     _check_form(prior_form, prior_bounds)
+    _check_samples_of(samples)
     _require(term in TERMS, f"expected term to be {' or '.join(TERMS)}, got {term}")
     shape: Sequence[int] = broadcast(mu.shape, scale.shape)
     divergence = term == "kl_divergence"
@@ -245,7 +275,6 @@ def _check_head(
     )
     _require(samples is None or not divergence, "kl_divergence takes no samples")
     if samples is not None:
-        _require(samples >= 0, f"expected samples not to be negative, got {samples}")
         shape = (samples, *shape)
     dtype = torch.result_type(mu, scale)
     for t in (loc, prior):
@@ -255,6 +284,7 @@ def _check_head(
         )
     if key is not None:
         _check_place(shape, key, global_shape, global_offset)
+        _check_devices(mu, key)
 
 
 def _check_head_backward(
@@ -270,8 +300,10 @@ def _check_head_backward(
     *options: Any,
 ) -> None:
     _check_head(mu, scale, key, loc, prior, term, summed, *options)
+    _check_operands(mu, grad_total, *([] if grad_z is None else [grad_z]))
     _require((grad_z is None) == (key is None), "expected a key and grad_z, or neither")
-    fake = _fake_head(mu.to("meta"), scale.to("meta"), key, loc, prior, term, summed, *options)
+    x, *others = (None if t is None else t.to("meta") for t in (mu, scale, key, loc, prior))
+    fake: tuple[Tensor, Tensor] = _fake_head(x, *others, term, summed, *options)  # type: ignore[arg-type, call-arg]
     for name, t, like in (("grad_z", grad_z, fake[0]), ("grad_total", grad_total, fake[1])):
         _require(
             t is None or (t.dtype == like.dtype and t.shape == like.shape),
@@ -285,21 +317,18 @@ def _check_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *block: A
 
 
 def _check_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> None:
+    expected = "expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device"
+    for t in (keys,) if data is None else (keys, data):
+        _require(isinstance(t, Tensor) and not layout_of(t), f"{expected}, dense ones")
+        holds = t.dtype in KEY_DTYPES and t.is_contiguous() and t.device == keys.device
+        _require(holds, f"{expected}, got {t.dtype} {tuple(t.shape)}")
     m = keys.numel() // 2
     n = m if data is None else data.numel()
     _require(
-        keys.dtype in KEY_DTYPES
-        and keys.layout == torch.strided
-        and keys.is_contiguous()
-        and keys.shape == (m, 2)
-        and num >= 0
-        and (
-            data is None
-            or (data.dtype in KEY_DTYPES and data.is_contiguous() and data.device == keys.device)
-        )
+        keys.shape == (m, 2)
+        and (num >= 0 if data is None else num == 1)
         and (m == n or 1 in (m, n)),
-        "expected contiguous keys (m, 2) and numbers (n) of 64 bits on one device, "
-        f"got {keys.dtype} {tuple(keys.shape)}",
+        f"{expected}, got {keys.dtype} {tuple(keys.shape)}, of each {num}",
     )
 
 
@@ -352,7 +381,7 @@ def _sample(
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check_dtypes(mu.dtype, scale.dtype)
+    _check_draw(mu, scale, samples)
     _check_form(form, bounds)
     key = _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale, samples))
     return sample_from_key(mu, scale, key, form, None, None, bounds, samples), key
@@ -367,6 +396,7 @@ def _sample_on_cuda(
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     _check_dtypes(mu.dtype, scale.dtype)
+    _check_samples_of(samples)
     _check_form(form, bounds)
     with _draw.drawn(mu.device, generator, _draw.blocks(mu, scale, samples)) as position:
         captured = position.captured or (None, None)
@@ -386,6 +416,19 @@ def _sample_at(
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    given = [t for t in (captured_seed, captured_offset) if t is not None]
+    _check_draw(mu, scale, samples)
+    _require(
+        len(given) in (0, 2)
+        and all(
+            t.dtype == torch.int64
+            and not layout_of(t)
+            and t.shape == (1,)
+            and t.device == mu.device
+            for t in given
+        ),
+        "expected captured_seed and captured_offset, of one int64 each, or neither",
+    )
     position = _draw.Position.of(seed, offset, captured_seed, captured_offset)
     key = _draw.key_at(position, mu.device)
     return sample_from_key(mu, scale, key, form, None, None, bounds, samples), key
@@ -398,6 +441,7 @@ def _sample_fresh(mu: Tensor, scale: Tensor, fresh: Tensor, *options: Any) -> tu
 def _traced_sample(mu: Tensor, scale: Tensor, *options: Any) -> Tensor:
     from ._partitioner import drawn_once
 
+    _require(isinstance(mu, Tensor), "expected a tensor, got None")
     with drawn_once():
         fresh = torch.empty((), dtype=torch.int64, device=mu.device)
         return sample_fresh(mu, scale, fresh, *options)[0]
@@ -410,6 +454,7 @@ def _draw_key(
     generator: torch.Generator | None = None,
     samples: int | None = None,
 ) -> Tensor:
+    _check_draw(mu, scale, samples)
     return _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale, samples))
 
 
@@ -420,6 +465,7 @@ def _draw_key_on_cuda(
     generator: torch.Generator | None = None,
     samples: int | None = None,
 ) -> Tensor:
+    _check_samples_of(samples)
     blocks = _draw.blocks(mu, scale, samples)
     if blocks == 0:
         return _draw.draw_key(mu.device, generator, 0)
@@ -461,11 +507,14 @@ for _op, _check in {**_CHECKS, "sample_at": _unchecked}.items():
                 library.impl(_name, _from_triton(_op, _check), "CUDA")
 
 
-def _fake(x: Tensor, scale: Tensor | None, *_: Any) -> Tensor:
+def _fake(x: Tensor, scale: Tensor | None, key: Any = None, *_: Any) -> Tensor:
+    # That of a divergence has its form in place of a key.
+    _check_devices(x, scale, key if isinstance(key, Tensor) else None)
     return torch.add(x, x if scale is None else scale)  # the same dtype, shape and strides
 
 
 def _fake_samples(mu: Tensor, scale: Tensor, samples: int | None) -> Tensor:
+    _check_devices(mu, scale)
     one = torch.add(mu, scale)
     return one if samples is None else reference.output_of_samples(one, samples)
 
@@ -480,12 +529,15 @@ def _fake_sample_from_key(
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> Tensor:
+    _check_devices(mu, key)
     return _fake_samples(mu, scale, samples)
 
 
-def _fake_samples_backward(grad_z: Tensor, scale: Tensor | None, *_: Any) -> tuple[Tensor, Tensor]:
+def _fake_samples_backward(
+    grad_z: Tensor, scale: Tensor | None, key: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
     one = grad_z.new_empty_strided(grad_z.shape[1:], grad_z.stride()[1:])
-    return _fake(one, scale), _fake(one, scale)
+    return _fake(one, scale, key), _fake(one, scale, key)
 
 
 def _fake_head(
@@ -504,6 +556,7 @@ def _fake_head(
     prior_bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(mu, scale, key, loc, prior)
     one = torch.broadcast_shapes(mu.shape, scale.shape)
     shape = one if samples is None else torch.Size((samples, *one))
     z = mu.new_empty(shape, dtype=torch.add(mu, scale).dtype)
@@ -524,6 +577,7 @@ def _fake_head_backward(
     summed: int,
     *options: Any,
 ) -> tuple[Tensor, ...]:
+    _check_devices(mu, scale, key, loc, prior, grad_z, grad_total)
     fake = torch.add(mu, scale)
     shape = fake.shape if len(options) < 7 or options[6] is None else (options[6], *fake.shape)
     grad = fake.new_empty(shape)
@@ -536,7 +590,8 @@ def _fake_head_backward(
     )
 
 
-def _fake_draw_key(mu: Tensor, *_: Any) -> Tensor:
+def _fake_draw_key(mu: Tensor, scale: Tensor, fresh: Tensor | None = None, *_: Any) -> Tensor:
+    _check_devices(mu, scale, fresh)
     return mu.new_empty((2,), dtype=torch.uint64)
 
 
@@ -547,11 +602,13 @@ def _fake_noise(key: Tensor, size: Sequence[int], dtype: torch.dtype, *_: Any) -
 def _fake_sample(
     mu: Tensor,
     scale: Tensor,
-    generator: object = None,
+    source: object = None,
     form: str = "log_var",
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Of a generator, or of the tensor that a draw in a graph is given."""
+    _check_devices(mu, source if isinstance(source, Tensor) else None)
     return _fake_samples(mu, scale, samples), mu.new_empty((2,), dtype=torch.uint64)
 
 
@@ -564,10 +621,12 @@ def _fake_sample_at(
     captured_offset: Tensor | None = None,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(mu, captured_seed, captured_offset)
     return _fake_sample(mu, scale, None, *options)
 
 
 def _fake_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> Tensor:
+    _check_devices(keys, data)
     n = keys.shape[0] if data is None or data.shape[0] == 1 else data.shape[0]
     return keys.new_empty((num, n, 2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -20,6 +21,8 @@ INTEGERS = (
     torch.uint64, torch.uint32, torch.uint16, torch.uint8,
 )  # fmt: skip
 _DTYPE_NAMES = "float32, float64, float16 or bfloat16"
+#: Of a result, as in many operations of torch; csrc/layout.h has tables of so many.
+MAX_RANK = 64
 
 
 def broadcast(a: torch.Size, b: torch.Size) -> torch.Size:
@@ -29,7 +32,7 @@ def broadcast(a: torch.Size, b: torch.Size) -> torch.Size:
 
 def check_dtype(function: str, name: str, dtype: object) -> None:
     """dtype must be one that the kernels compute."""
-    if dtype not in DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise TypeError(f"{function}(): {name} must be {_DTYPE_NAMES}, got {dtype!r}")
 
 
@@ -40,8 +43,18 @@ def check_tensor(function: str, name: str, value: object) -> None:
             f"{function}(): argument '{name}' must be Tensor, not {type(value).__name__}"
         )
     check_dtype(function, name, value.dtype)
-    if value.is_nested or value.layout != torch.strided:
-        layout = "a nested tensor" if value.is_nested else f"layout {value.layout}"
+    check_dense(function, name, value)
+
+
+def layout_of(t: Tensor) -> str:
+    """What a tensor is that is not dense; else nothing."""
+    if t.is_nested:
+        return "a nested tensor"
+    return "" if t.layout == torch.strided else f"layout {t.layout}"
+
+
+def check_dense(function: str, name: str, value: Tensor) -> None:
+    if layout := layout_of(value):
         raise TypeError(
             f"{function}(): {name} must be a dense tensor (torch.strided), got {layout}"
         )
@@ -55,7 +68,11 @@ def check_pair(function: str, mu: object, name: str, scale: object) -> torch.Siz
     check_tensor(function, "mu", mu)
     assert isinstance(mu, Tensor)
     if isinstance(scale, (int, float, torch.SymFloat)) and not isinstance(scale, bool):
-        return mu.shape
+        if isinstance(scale, int) and _as_float(scale) is None:
+            raise ValueError(
+                f"{function}(): {name} must be a number that a float holds, got {scale}"
+            )
+        return _checked_rank(function, name, mu.shape)
     check_tensor(function, name, scale)
     assert isinstance(scale, Tensor)
     if mu.device != scale.device and not (scale.dim() == 0 and scale.device.type == "cpu"):
@@ -64,12 +81,21 @@ def check_pair(function: str, mu: object, name: str, scale: object) -> torch.Siz
             f"got mu on {mu.device} and {name} on {scale.device}"
         )
     try:
-        return broadcast(mu.shape, scale.shape)
+        shape = broadcast(mu.shape, scale.shape)
     except RuntimeError:
         raise RuntimeError(
             f"{function}(): the shapes of mu and {name} must broadcast, "
             f"got mu {tuple(mu.shape)} and {name} {tuple(scale.shape)}"
         ) from None
+    return _checked_rank(function, name, shape)
+
+
+def _checked_rank(function: str, name: str, shape: torch.Size) -> torch.Size:
+    if len(shape) > MAX_RANK:
+        raise RuntimeError(
+            f"{function}(): mu and {name} must have at most {MAX_RANK} dimensions, got {len(shape)}"
+        )
+    return shape
 
 
 def check_key(function: str, key: object) -> None:
@@ -79,8 +105,8 @@ def check_key(function: str, key: object) -> None:
         raise TypeError(f"{function}(): key must be {expected}, got {type(key).__name__}")
     if key.dtype not in KEY_DTYPES:
         raise TypeError(f"{function}(): key must be {expected}, got dtype {key.dtype}")
-    if key.layout != torch.strided:
-        raise TypeError(f"{function}(): key must be {expected}, got layout {key.layout}")
+    if layout := layout_of(key):
+        raise TypeError(f"{function}(): key must be {expected}, got {layout}")
     if key.dim() == 0 or key.shape[-1] != 2:
         raise RuntimeError(f"{function}(): key must be {expected}, got shape {tuple(key.shape)}")
 
@@ -89,6 +115,7 @@ def check_data(function: str, key: Tensor, data: Tensor) -> torch.Size:
     """data must be integers, each for a key of the batch; the shape of both."""
     if data.dtype not in INTEGERS:
         raise TypeError(f"{function}(): data must be an int or integers, got dtype {data.dtype}")
+    check_dense(function, "data", data)
     if data.device != key.device:
         raise RuntimeError(
             f"{function}(): data must be on the device of key, {key.device}, got {data.device}"
@@ -115,9 +142,17 @@ def check_key_batch(function: str, key: Tensor, shape: torch.Size) -> None:
 def check_sizes(function: str, name: str, sizes: Iterable[object]) -> torch.Size:
     """sizes must be those of a tensor, whose bytes 63 bits can count in any dtype."""
     try:
-        shape = tuple(sizes)
-        if any(n < 0 for n in shape):  # type: ignore[operator]
+        # Those of numpy would wrap where they are multiplied.
+        shape = tuple(
+            n if isinstance(n, (int, torch.SymInt)) else operator.index(n)  # type: ignore[arg-type]
+            for n in sizes
+        )
+        if any(n < 0 for n in shape):
             raise RuntimeError(f"{function}(): {name} must not be negative, got {shape}")
+        if len(shape) > MAX_RANK:
+            raise RuntimeError(
+                f"{function}(): {name} must have at most {MAX_RANK} dimensions, got {len(shape)}"
+            )
         # Of a size that torch.compile leaves open nothing is to be asked.
         known = [n for n in shape if type(n) is int]
         if max([1, *known]) >= 2**60 or math.prod(known) >= 2**60:
@@ -201,6 +236,19 @@ def one_of(function: str, scales: Mapping[str, Scale | None]) -> tuple[str, Scal
     return given[0]
 
 
+def check_bool(function: str, name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{function}(): argument '{name}' must be bool, not {type(value).__name__}")
+
+
+def _as_float(number: float) -> float | None:
+    """None for an integer beyond all floats."""
+    try:
+        return float(number)
+    except OverflowError:
+        return None
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
@@ -218,8 +266,13 @@ def bounds_of(function: str, clamp: object, min_std: object) -> tuple[float, flo
                 f"{function}(): clamp must be (low, high), numbers of which either may be None, "
                 f"got {clamp!r}"
             )
-        low = low if clamp[0] is None else float(clamp[0])
-        high = high if clamp[1] is None else float(clamp[1])
+        ends = [end if end is None else _as_float(end) for end in clamp]
+        if ends.count(None) != clamp.count(None):
+            raise ValueError(
+                f"{function}(): clamp must be of numbers that a float holds, got {clamp!r}"
+            )
+        low = low if ends[0] is None else ends[0]
+        high = high if ends[1] is None else ends[1]
         if not low <= high:
             raise ValueError(f"{function}(): clamp must have low <= high, got {clamp!r}")
     if not _is_number(min_std):
@@ -227,9 +280,10 @@ def bounds_of(function: str, clamp: object, min_std: object) -> tuple[float, flo
             f"{function}(): argument 'min_std' must be float, not {type(min_std).__name__}"
         )
     assert isinstance(min_std, (int, float))
-    if not 0 <= min_std < math.inf:
+    added = _as_float(min_std)
+    if added is None or not 0 <= added < math.inf:
         raise ValueError(f"{function}(): min_std must be finite and at least 0, got {min_std}")
-    bounds = low, high, float(min_std)
+    bounds = low, high, added
     return None if bounds == (-math.inf, math.inf, 0.0) else bounds
 
 
@@ -324,7 +378,7 @@ class Prior(NamedTuple):
 def prior_of(function: str, prior: object) -> Prior:
     """prior must be a normal distribution."""
     given = getattr(prior, "_parameters_of_kernels", None)
-    if given is not None:
+    if given is not None and not isinstance(prior, type):
         return Prior(*given())
     if not isinstance(prior, torch.distributions.Normal):
         raise TypeError(

@@ -8,7 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from . import _call
+from . import _call, _validate
 from ._validate import Clamp
 
 
@@ -389,7 +389,9 @@ def fused_reparameterize_kl(
         >>> z.shape, kl
         (torch.Size([2, 3]), tensor([0.5518, 0.5518]))
     """
-    if global_shape is None and global_offset is None and sample_shape == ():
+    # The divergence of samples is that of one, which the kernel does not have beside them.
+    one = isinstance(sample_shape, tuple) and len(sample_shape) == 0
+    if global_shape is None and global_offset is None and one:
         result = _call.plain_head(
             "kl_divergence",
             mu,
@@ -505,6 +507,8 @@ def fused_reparameterize_log_prob(
         >>> a.shape, log_prob
         (torch.Size([2, 3]), tensor([79.2360, 68.1470]))
     """
+    if tanh is not True and tanh is not False:
+        _validate.check_bool("fused_reparameterize_log_prob", "tanh", tanh)
     term = "tanh_log_prob" if tanh else "log_prob"
     if global_shape is None and global_offset is None:
         result = _call.plain_head(

@@ -64,7 +64,7 @@ class Reparameterize(torch.nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        if form not in FORMS:
+        if not isinstance(form, str) or form not in FORMS:
             raise ValueError(f"{name}(): form must be one of {', '.join(FORMS)}, got {form!r}")
         _validate.bounds_of(name, clamp, min_std)
         self.form = form

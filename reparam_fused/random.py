@@ -55,12 +55,18 @@ def key(
     if (seed is None) == (generator is None):
         got = "neither" if seed is None else "both"
         raise ValueError(f"key(): expected seed or generator, got {got}")
+    if device is not None and not isinstance(device, (torch.device, str, int)):
+        raise TypeError(
+            f"key(): argument 'device' must be torch.device or str, not {type(device).__name__}"
+        )
     if generator is not None:
         if not isinstance(generator, torch.Generator):
             raise TypeError(
                 "key(): argument 'generator' must be torch.Generator, "
                 f"not {type(generator).__name__}"
             )
+        if device is not None:
+            torch.empty(0, device=device)  # where there is no such device, before the draw
         drawn = _draw.draw_key(_draw.device_of(generator), generator, 1)
         return drawn if device is None else drawn.to(device)
     if isinstance(seed, Tensor):
@@ -68,12 +74,17 @@ def key(
     elif isinstance(seed, Sequence) and not isinstance(seed, str):
         seeds = torch.tensor([_as_word(s) for s in seed], dtype=torch.int64)
     elif getattr(seed, "ndim", 0) > 0:
-        seeds = torch.as_tensor(seed)  # of numpy
+        try:
+            seeds = torch.as_tensor(seed)  # of numpy
+        except TypeError:
+            kind = getattr(seed, "dtype", type(seed).__name__)
+            raise TypeError(f"key(): seed must be an int or integers, got {kind}") from None
     else:
         words = [_as_word(seed), 0]
         return _as_key(torch.tensor(words, dtype=torch.int64, device=device))
     if seeds.dtype not in _validate.INTEGERS:
         raise TypeError(f"key(): seed must be an int or integers, got dtype {seeds.dtype}")
+    _validate.check_dense("key", "seed", seeds)
     seeds = _as_words(seeds.to(device=device))
     return _as_key(torch.stack([seeds, torch.zeros_like(seeds)], -1))
 
@@ -143,7 +154,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"split(): argument 'num' must be int, not {type(num).__name__}")
     if num <= 0:
         raise ValueError(f"split(): num must be positive, got {num}")
-    if num * key.numel() >= 2**60:  # their bytes
+    if num * max(key.numel(), 1) >= 2**60:  # their bytes
         raise ValueError(f"split(): num must be small enough for a tensor, got {num}")
     keys = _plain_split(key, 0, num)
     if keys is None:

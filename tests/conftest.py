@@ -10,6 +10,7 @@ import torch
 from gpu.run import ACTIVE
 from gpu.stand_in import StandIn, attach
 from helpers import DTYPES, by_the_ops_alone
+from hypothesis import settings
 
 import reparam_fused
 from reparam_fused import _extensions
@@ -21,6 +22,11 @@ if ON_STAND_IN:
     attach()
 HAS_GPU = ON_STAND_IN or torch.cuda.is_available()
 DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
+
+# Of hypothesis: the same examples each time; by --hypothesis-profile=deep many, others each time
+settings.register_profile("quick", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("deep", deadline=None, max_examples=20_000)
+settings.load_profile("quick")
 
 
 def pytest_report_header() -> str:

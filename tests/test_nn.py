@@ -163,3 +163,11 @@ def test_exported(device: torch.device) -> None:
     program = torch.export.export(encoder, (x,))
     assert "reparam_fused" not in str(program.graph)
     torch.testing.assert_close(program.module()(x), encoder(x))
+
+
+def test_in_evaluation_a_mean_without_dimensions() -> None:
+    """Red by torch's own error, where expand() is given no sizes."""
+    layer = reparam_fused.nn.Reparameterize().eval()
+    mu = torch.tensor(0.5)
+    assert torch.equal(layer(mu, torch.tensor(0.0)), mu)
+    assert layer(mu, 0.0).shape == ()

@@ -6,13 +6,24 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import needs_kernels
 from torch import Tensor
 
 import reparam_fused
-from reparam_fused import fold_in, fused_reparameterize, key, noise, split
+from reparam_fused import (
+    fold_in,
+    fused_kl_divergence,
+    fused_reparameterize,
+    fused_reparameterize_kl,
+    fused_reparameterize_log_prob,
+    key,
+    nn,
+    noise,
+    split,
+)
 
 FLOATS = "must be float32, float64, float16 or bfloat16"
 KEY = "key must be a uint64 tensor of shape (2,) or (*batch, 2)"
@@ -22,6 +33,14 @@ def quantized(x: Tensor) -> Tensor:
     return torch._empty_affine_quantized(
         x.shape, scale=0.1, zero_point=0, dtype=torch.qint8, device=x.device
     )
+
+
+def nested(words: Tensor) -> Tensor:
+    return torch.nested.nested_tensor([words.long(), words.long()])
+
+
+def default_generator(x: Tensor) -> torch.Generator:
+    return torch.cuda.default_generators[0] if x.is_cuda else torch.default_generator
 
 
 # Of zeros of shape (4, 3) and a key; the message may name their device.
@@ -137,6 +156,7 @@ CASES: list[tuple[Call, type[Exception], str]] = [
     (lambda x, k: fold_in(k, 2**64), ValueError, "data must be in [-2**63, 2**64), got"),
     (lambda x, k: noise(k, 3, dtype=torch.int32), TypeError, f"dtype {FLOATS}, got torch.int32"),
     (lambda x, k: noise(k, 3, dtype="float32"), TypeError, f"dtype {FLOATS}, got 'float32'"),
+    (lambda x, k: noise(k, 3, dtype=np.ones(2)), TypeError, f"dtype {FLOATS}, got array([1., 1"),
     (lambda x, k: noise(k, 3, dtype=torch.qint8), TypeError, f"dtype {FLOATS}, got torch.qint8"),
     (
         lambda x, k: noise(k, 2**63),
@@ -155,6 +175,7 @@ CASES: list[tuple[Call, type[Exception], str]] = [
     (lambda x, k: fold_in(k.view(torch.int64).to_sparse(), 1), TypeError, f"fold_in(): {KEY}"),
     (lambda x, k: fused_reparameterize(x, x, key=k.view(torch.int64).to_sparse()), TypeError, KEY),
     (lambda x, k: split(k, 2**63), ValueError, "num must be small enough for a tensor, got 9223"),
+    (lambda x, k: split(k.expand(0, 2), 2**62), ValueError, "num must be small enough for a ten"),
     (lambda x, k: split(k, 2**62), ValueError, "num must be small enough for a tensor, got 4611"),
     (
         lambda x, k: fused_reparameterize(x, x, sample_shape=(2**32, 2**32)),
@@ -163,6 +184,99 @@ CASES: list[tuple[Call, type[Exception], str]] = [
     ),
     (lambda x, k: noise(k, 3, 4.5), TypeError, "noise(): shape must be ints, got (3, 4.5)"),
     (lambda x, k: noise(k, (2, -1)), RuntimeError, "noise(): shape must not be negative, got (2,"),
+    (lambda x, k: noise(k, k), TypeError, "noise(): shape must be ints, got (tensor([1, 0]"),
+    (lambda x, k: noise(k, [1] * 65), RuntimeError, "noise(): shape must have at most 64 dim"),
+    (
+        lambda x, k: fused_reparameterize(x.view([1] * 65 + [12]), 0.0),
+        RuntimeError,
+        "mu and log_var must have at most 64 dimensions, got 66",
+    ),
+    # Numbers that Python has and no float holds, numbers of numpy, which wrap, and what has no
+    # truth value
+    (lambda x, k: fused_reparameterize(x, 10**400), ValueError, "log_var must be a number that a"),
+    (lambda x, k: fused_kl_divergence(x, std=-(2**1024)), ValueError, "std must be a number that"),
+    (
+        lambda x, k: fused_reparameterize(x, x, clamp=(None, 10**400)),
+        ValueError,
+        "clamp must be of numbers that a float holds, got (None, 1",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x, min_std=10**400),
+        ValueError,
+        "min_std must be finite and at least 0, got 1",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x, min_std=x[0]),
+        TypeError,
+        "argument 'min_std' must be float, not Tensor",
+    ),
+    (
+        lambda x, k: fused_kl_divergence(x, x, min_std=np.zeros(2)),
+        TypeError,
+        "argument 'min_std' must be float, not ndarray",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x, sample_shape=(np.int64(2**40), np.int64(2**40))),
+        RuntimeError,
+        "sample_shape must be of less than 2**60 elements",
+    ),
+    (
+        lambda x, k: fused_reparameterize(x, x, sample_shape=np.array([2.5])),
+        TypeError,
+        "fused_reparameterize(): sample_shape must be ints",
+    ),
+    (
+        lambda x, k: fused_reparameterize_kl(x, x, dim=-1, sample_shape=np.array([2.5])),
+        TypeError,
+        "fused_reparameterize_kl(): sample_shape must be ints",
+    ),
+    (
+        lambda x, k: fused_reparameterize_log_prob(x, x, dim=-1, sample_shape=None),
+        TypeError,
+        "fused_reparameterize_log_prob(): sample_shape must be ints, got None",
+    ),
+    (
+        lambda x, k: fused_kl_divergence(x, x, dim=np.array([0, 1])),
+        TypeError,
+        "dim must be an int, a sequence of ints or None, got array",
+    ),
+    (
+        lambda x, k: fused_reparameterize_log_prob(x, x, dim=-1, tanh="no"),
+        TypeError,
+        "argument 'tanh' must be bool, not str",
+    ),
+    (
+        lambda x, k: fused_reparameterize_log_prob(x, x, dim=-1, tanh=x),
+        TypeError,
+        "argument 'tanh' must be bool, not Tensor",
+    ),
+    (
+        lambda x, k: fused_kl_divergence(x, x, prior=reparam_fused.Normal),
+        TypeError,
+        "prior must be torch.distributions.Normal, not type",
+    ),
+    (
+        lambda x, k: fused_reparameterize_kl(x, x, dim=-1, key=k, generator=x),
+        ValueError,
+        "fused_reparameterize_kl(): expected key or generator, got both",
+    ),
+    (lambda x, k: nn.Reparameterize(["std"]), ValueError, "form must be one of log_var, std, "),
+    # Integers that are no dense tensor
+    (lambda x, k: split(nested(k)), TypeError, "as reparam_fused.key(seed) gives, got a nested"),
+    (lambda x, k: fused_reparameterize(x, x, key=nested(k)), TypeError, "gives, got a nested"),
+    (lambda x, k: fold_in(k, nested(k)), TypeError, "data must be a dense tensor (torch.strided)"),
+    (lambda x, k: fold_in(k, k.long().to_sparse()), TypeError, "data must be a dense tensor"),
+    (lambda x, k: key(nested(k)), TypeError, "key(): seed must be a dense tensor (torch.strided)"),
+    (lambda x, k: key(k.long().to_sparse()), TypeError, "key(): seed must be a dense tensor"),
+    (lambda x, k: key(np.array(["a"])), TypeError, "key(): seed must be an int or integers, got"),
+    # Before a key is drawn
+    (
+        lambda x, k: key(generator=default_generator(x), device=3.5),
+        TypeError,
+        "key(): argument 'device' must be torch.device or str, not float",
+    ),
+    (lambda x, k: key(generator=default_generator(x), device="nil"), RuntimeError, "device"),
+    (lambda x, k: key(generator=default_generator(x), device="cuda:99"), RuntimeError, ""),
     (lambda x, k: noise(split(k), 3), RuntimeError, "noise(): the batch shape of key must"),
 ]
 
@@ -250,6 +364,121 @@ def test_the_ops_themselves_check_what_memory_safety_needs(
         assert torch.equal(state, now)
     with pytest.raises(RuntimeError):
         reparam_fused._ops.noise(bad.to(device), x.shape, torch.float32)
+
+
+def test_memory_that_is_not_there_moves_no_generator(both_paths: str, device: torch.device) -> None:
+    """Red where a key is drawn before what it is for is allocated, and not given back: in heads."""
+    zero, generator = torch.zeros(1, device=device), torch.Generator(device).manual_seed(1)
+    much, scale = zero.expand(2**45), zero.clone().requires_grad_()
+    more = much.view(2**15, 2**30)
+    calls: list[Callable[[], Any]] = [
+        lambda: fused_reparameterize(much, zero, generator=generator),
+        lambda: fused_reparameterize(much, scale, generator=generator),
+        lambda: fused_reparameterize(zero, zero, sample_shape=(2**45,), generator=generator),
+        lambda: fused_reparameterize(zero, zero, sample_shape=(2**20, 2**25), generator=generator),
+        lambda: fused_reparameterize_kl(much, zero, dim=-1, generator=generator),
+        lambda: fused_reparameterize_kl(more, zero, dim=0, generator=generator),
+        lambda: fused_reparameterize_kl(
+            zero, zero, dim=-1, sample_shape=(2**45,), generator=generator
+        ),
+        lambda: fused_reparameterize_kl(
+            zero, zero.expand(2**20, 1), dim=(), sample_shape=(2**25,), generator=generator
+        ),
+        lambda: fused_reparameterize_log_prob(more, scale, dim=0, generator=generator),
+        lambda: fused_reparameterize_log_prob(
+            zero, zero, dim=0, sample_shape=(2**20, 2**25), generator=generator
+        ),
+        lambda: torch.vmap(
+            lambda mu: fused_reparameterize(mu, zero, generator=generator), randomness="same"
+        )(more),
+    ]
+    state = generator.get_state()
+    for number, call in enumerate(calls):
+        with pytest.raises(
+            RuntimeError, match=r"can't allocate memory|[Oo]ut of memory|out of mem"
+        ):
+            call()
+        assert torch.equal(generator.get_state(), state), number
+
+
+def test_a_number_beyond_the_dtype_is_infinite(both_paths: str, device: torch.device) -> None:
+    """As torch has it of a number in an operation: torch.full refuses it, in words of its own."""
+    ones, k = torch.ones(2, device=device), key(1, device=device)
+    for number in (1e300, 2**200):
+        z = fused_reparameterize(ones, std=number, key=k)
+        assert torch.equal(z, ones + noise(k, 2) * float(number))
+        assert z.isinf().all()
+
+
+def test_no_samples_of_many_elements_take_no_time(device: torch.device) -> None:
+    """Red by a hang, where the kernel goes over elements of which it draws nothing."""
+    mu = torch.zeros(1, 1, device=device).expand(2**31, 2**31)
+    assert fused_reparameterize(mu, 0.0, sample_shape=(0,)).shape == (0, 2**31, 2**31)
+
+
+@needs_kernels
+def test_children_of_numbers_are_of_one_each(device: torch.device) -> None:
+    """Red where derive() has memory for more of them, which nobody writes."""
+    keys, data = key([1, 2, 3], device=device), torch.tensor([7], device=device)
+    assert reparam_fused._ops.derive(keys, data, 0, 1).shape == (1, 3, 2)
+    for op in (reparam_fused._ops.derive, torch.ops.reparam_fused.derive.python):
+        for num in (0, 2):
+            with pytest.raises(RuntimeError, match="contiguous keys"):
+                op(keys, data, 0, num)
+        for wrong in (keys.view(-1), keys.view(2, 3), keys[None]):
+            with pytest.raises(RuntimeError, match="contiguous keys"):
+                op(wrong, None, 0, 1)
+
+
+@pytest.mark.parametrize("overload", ["default", "python"])
+def test_the_ops_take_dense_tensors_alone(
+    overload: str, device: torch.device, recwarn: pytest.WarningsRecorder
+) -> None:
+    """Of one device, and no None. Red where a check of _ops.py looks at dtypes only."""
+    ops = torch.ops.reparam_fused
+    x, k = torch.zeros(4, 3, device=device), key(1, device=device)
+    bad = [x.to_sparse(), x.to_sparse_csr(), torch.nested.nested_tensor([x, x]), None]
+    bad += [x.to_mkldnn()] if device.type == "cpu" else []
+    calls: dict[str, Callable[[Any], Any]] = {
+        "sample_from_key": lambda t: (t, x, k),
+        "sample_backward": lambda t: (t, x, k),
+        "samples_backward": lambda t: (t, x[0], k),
+        "kl_divergence": lambda t: (x, t),
+        "kl_divergence_backward": lambda t: (t, x),
+        "head": lambda t: (t, x, k, None, None, "log_prob", 1),
+        "head_backward": lambda t: (x, x, k, None, None, x, t, "log_prob", 0),
+        "sample": lambda t: (t, x),
+        "draw_key": lambda t: (x, t),
+    }
+    for name, arguments in calls.items():
+        op = getattr(ops, name)
+        if overload not in op.overloads():
+            continue
+        state = torch.get_rng_state()
+        for t in bad:
+            with pytest.raises(RuntimeError):
+                getattr(op, overload)(*arguments(t))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert not [w for w in recwarn if "missing" in str(w.message)]
+
+
+def test_a_tensor_on_another_device_makes_no_result(device: torch.device) -> None:
+    """Red where an op's fake kernel, which torch asks where any tensor is of meta, gives of the
+    others a sum, or memory that nobody wrote."""
+    x = torch.zeros(3, device=device)
+    for call in (
+        lambda k: reparam_fused._ops.sample_from_key(x, x, k),
+        lambda k: reparam_fused._ops.sample_backward(x, x, k),
+        lambda k: reparam_fused._ops.samples_backward(x[None], x, k),
+        lambda k: reparam_fused._ops.head(x, x, k, None, None, "log_prob", 1),
+        lambda k: reparam_fused._ops.head(x, x, None, x, k.float(), "kl_divergence", 1),
+        lambda k: reparam_fused._ops.sample_fresh(x, x, k),
+        lambda k: reparam_fused._ops.draw_key(x, x, k),
+        lambda k: reparam_fused._ops.draw_key(x[0], k.float()),
+        lambda k: reparam_fused._ops.derive(key([1, 2], device=device), k.long(), 0, 1),
+    ):
+        with pytest.raises(RuntimeError, match="device"):
+            call(key(1, device="meta"))
 
 
 def test_the_ops_take_no_sparse_key(recwarn: pytest.WarningsRecorder) -> None:
