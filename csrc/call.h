@@ -99,13 +99,33 @@ inline Owned cast(const View& t, int32_t dtype) {
   return call_aten("aten::to", "dtype", t, dtype, false, false, std::nullopt);
 }
 
+// torch.frombuffer and a slice of a storage may begin within an element.
+inline bool is_aligned(const View& t) {
+  return reinterpret_cast<uintptr_t>(t.data()) % aoti_torch_dtype_element_size(t.dtype) == 0;
+}
+// On a GPU such an access is a fault, after which its context is of no use.
+inline void check_alignment(const View& t) {
+  if (t.device_type == aoti_torch_device_type_cpu() || is_aligned(t)) return;
+  refuse("expected a tensor on a GPU to be aligned to its elements, got ", name_of_dtype(t.dtype),
+         " at ", t.data());
+}
+
+// In a memory of its own if it does not lie so, or is not aligned
 inline Owned contiguous(const View& t) {
-  return call_aten("aten::contiguous", "", t, torch::headeronly::MemoryFormat::Contiguous);
+  constexpr auto kFormat = torch::headeronly::MemoryFormat::Contiguous;
+  return is_aligned(t) ? call_aten("aten::contiguous", "", t, kFormat)
+                       : call_aten("aten::clone", "", t, std::optional(kFormat));
 }
 
 // Of a key or of what is folded into one: 64 bits an element
 inline bool holds_words(const View& t) {
   return t.dtype == aoti_torch_dtype_uint64() || t.dtype == aoti_torch_dtype_int64();
+}
+
+// Where they lie, or in a copy that is aligned
+inline const uint64_t* words_of(const View& t, Owned& copy) {
+  if (!is_aligned(t)) copy = contiguous(t);
+  return static_cast<const uint64_t*>((copy ? View(copy.get()) : t).data());
 }
 
 // The children of keys, as Children has them, by what the device derives them with.
@@ -116,10 +136,13 @@ Owned derive(const View& keys, const View* data, uint64_t first, int64_t num, co
       holds_words(keys) && (!data || (holds_words(*data) && data->on_device_of(keys)));
   Children children(keys.shape, data ? &data->shape : nullptr, first, num, ndim);
   if (!words || !children.fit) children.refuse(name_of_dtype(keys.dtype), keys.shape);
+  check_alignment(keys);
+  if (data) check_alignment(*data);
   Derivation d = children.derivation;
   Owned out = empty(children.shape, keys.dtype, keys);
-  d.keys = static_cast<const uint64_t*>(keys.data());
-  if (data) d.data = static_cast<const uint64_t*>(data->data());
+  Owned keys_copy, data_copy;
+  d.keys = words_of(keys, keys_copy);
+  if (data) d.data = words_of(*data, data_copy);
   check(torch_get_mutable_data_ptr(out.get(), reinterpret_cast<void**>(&d.out)));
   if (d.n * d.count > 0) run(d);
   return out;
@@ -159,6 +182,7 @@ class Call {
       if (operand->dtype != torch_dtype(dtype_) || !operand->on_device_of(mu)) {
         refuse("expected tensors of one dtype on one device, got ", name_of_dtype(operand->dtype));
       }
+      check_alignment(*operand);
       dims_.add_operand(table, operand->shape);
       problem_.operands[table - kLoc + 2] = dense(*operand, table).data();
     }
@@ -170,6 +194,7 @@ class Call {
       if (grad.dtype != dtype || !grad.on_device_of(mu) || !same_sizes(grad.shape, rows)) {
         refuse("expected the gradient of the sums to be ", name_of_dtype(dtype), " ", rows);
       }
+      check_alignment(grad);
       totals_ = contiguous(grad);
       check(torch_get_const_data_ptr(totals_.get(), &problem_.grad_totals));
     } else {
@@ -210,6 +235,8 @@ class Call {
  private:
   void place(View x, View scale) {
     if (!x.on_device_of(scale)) refuse("expected tensors on one device, got two");
+    check_alignment(x);
+    check_alignment(scale);
     dtype_ =
         promoted(kernel_dtype(x.dtype), x.shape.ndim, kernel_dtype(scale.dtype), scale.shape.ndim);
     const int32_t dtype = torch_dtype(dtype_);
@@ -241,11 +268,12 @@ class Call {
     const bool fits =
         !key_ || (holds_words(*key_) && key_->on_device_of(device_) && dims_.fits(key_->shape));
     if (!fits) dims_.refuse_key(name_of_dtype(key_->dtype), key_->shape);
+    if (key_) check_alignment(*key_);
     const Shape result = dims_.result(options_);
     for (int i = 0; i < results; ++i) {
       if (has[i]) out_[i] = empty(result, torch_dtype(dtype_), device_);
     }
-    if (key_ && key_->shape.strides[key_->shape.ndim - 1] != 1) {
+    if (key_ && (key_->shape.strides[key_->shape.ndim - 1] != 1 || !is_aligned(*key_))) {
       key_ = View((key_copy_ = contiguous(*key_)).get());
     }
     numel_ = dims_.plan(key_ ? key_->shape : Shape{}, options_, &problem_);

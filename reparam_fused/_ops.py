@@ -332,6 +332,16 @@ def _check_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> No
     )
 
 
+def _check_alignment(*arguments: Any) -> None:
+    """A GPU faults on such an access, and its context is of no use then."""
+    for t in arguments:
+        if isinstance(t, Tensor) and t.data_ptr() % t.element_size() != 0:
+            raise RuntimeError(
+                "reparam_fused: expected a tensor on a GPU to be aligned to its elements, got "
+                f"{t.dtype} at {t.data_ptr():#x}"
+            )
+
+
 def _unchecked(*_: Any) -> None:
     pass
 
@@ -368,6 +378,7 @@ def _from_triton(op: str, check: Callable[..., None]) -> Callable[..., Any]:
         from . import triton_kernels
 
         check(x, *arguments)
+        _check_alignment(x, *arguments)
         return getattr(triton_kernels, op)(x, *arguments)
 
     return kernel

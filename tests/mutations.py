@@ -199,7 +199,7 @@ MUTATIONS = [
     Mutation("strides of the output: the larger outside", "csrc/layout.h", "      if (sizes[a] > sizes[b]) return 1;\n", "", "test_layouts"),
     Mutation("strides of the output: empty dimensions", "csrc/layout.h", "= stride;\n      stride *= std::max<int64_t>(sizes[d], 1);", "= stride;\n      stride *= sizes[d];", "test_layouts"),
     Mutation("noise in the order of memory", "csrc/layout.h", "if (!options.noise && !options.head) sort_by_memory();", "if (!options.head) sort_by_memory();", "test_kernels"),
-    Mutation("words of a key apart", "csrc/call.h", "if (key_ && key_->shape.strides[key_->shape.ndim - 1] != 1) {", "if (false) {", "test_blocks"),
+    Mutation("words of a key apart", "csrc/call.h", "key_->shape.strides[key_->shape.ndim - 1] != 1 ||", "false ||", "test_blocks"),
     Mutation("ones at the end of a batch", "csrc/layout.h", "    while (batch > 0 && key.sizes[batch - 1] == 1) --batch;\n", "", "test_kernels"),
     Mutation("stride of a key", "csrc/layout.h", "key.sizes[d] != 1 ? key.strides[d] : 0;", "key.sizes[d] != 1 ? 2 : 0;", "test_blocks"),
     Mutation("stride of a key for all", "csrc/layout.h", "d < batch && key.sizes[d] != 1 ? key.strides[d] : 0;", "d < batch ? key.strides[d] : 0;", "test_kernels"),

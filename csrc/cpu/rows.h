@@ -85,6 +85,9 @@ class Rows {
                                  int64_t& unit) {
     walk_.open(p, strides);
     memory_ = static_cast<char*>(const_cast<void*>(memory));
+    // What begins within an element, as torch.frombuffer and a slice of a storage may, is copied:
+    // whatever goes over a block may take its elements for aligned.
+    aligned_ = reinterpret_cast<uintptr_t>(memory) % alignof(T) == 0;
     if (unit < walk_.unit()) unit = walk_.unit();
   }
 
@@ -100,7 +103,7 @@ class Rows {
   }
   // Where they are to be written before they are stored
   REPARAM_FUSED_INLINE T* find(int64_t position, int64_t count, bool whole, int64_t sample = 0) {
-    const int64_t offset = whole ? walk_.in_a_row(position, count) : -1;
+    const int64_t offset = whole && aligned_ ? walk_.in_a_row(position, count) : -1;
     return offset < 0 ? block_ : reinterpret_cast<T*>(memory_ + sample * kSize + offset);
   }
   REPARAM_FUSED_INLINE void store(const T* place, int64_t position, int64_t count,
@@ -115,6 +118,7 @@ class Rows {
 
   Walk<V, sizeof(T)> walk_;
   char* memory_;
+  bool aligned_;
   alignas(64) T block_[kRoom];
 };
 
