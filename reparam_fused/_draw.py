@@ -45,6 +45,12 @@ def blocks(mu: Tensor, scale: Tensor, samples: int | None = None) -> int:
     return -(-numel // (2 if torch.result_type(mu, scale) == torch.float64 else 4))
 
 
+def _default(device: torch.device) -> torch.Generator:
+    if device.type == "cpu":
+        return torch.default_generator
+    return torch.cuda.default_generators[device.index]
+
+
 def device_of(generator: torch.Generator) -> torch.device:
     """The device that it draws on, with an index where there are several."""
     device = generator.device
@@ -65,7 +71,7 @@ def drawn(
 
     If what is done with it fails, the generator is put back, unless another has drawn since.
     """
-    generator = generator or torch.cuda.default_generators[device.index]
+    generator = generator or _default(device)
     if hasattr(generator, "philox_state"):
         seed, offset, within = generator.philox_state(4 * blocks)
         if seed.device == device:  # a failed capture has no state to give back
@@ -106,16 +112,16 @@ def put_back(device: torch.device, generator: torch.Generator | None) -> Iterato
 
     A failed capture has no state to give back, and of other devices no state is known.
     """
-    undo: Callable[[], object]
-    if device.type == "cpu":
-        generator = generator or torch.default_generator
-        undo = functools.partial(generator.set_state, generator.get_state())
-    elif device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        generator = generator or torch.cuda.default_generators[device.index]
-        undo = functools.partial(generator.set_offset, generator.get_offset())
-    else:
+    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if device.type not in ("cpu", "cuda") or captured:
         yield
         return
+    generator = generator or _default(device)
+    undo: Callable[[], object]
+    if device.type == "cpu":
+        undo = functools.partial(generator.set_state, generator.get_state())
+    else:
+        undo = functools.partial(generator.set_offset, generator.get_offset())
     try:
         yield
     except Exception:

@@ -118,6 +118,7 @@ def _check_operands(*tensors: Tensor) -> None:
 
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
     """All that there are on one. Fake kernels ask as well: one of meta calls them for all."""
+    _require(isinstance(x, Tensor), "expected a tensor, got None")
     device = x.device
     for t in others:
         _require(t is None or t.device == device, "expected tensors on one device, got two")
@@ -452,7 +453,7 @@ def _sample_fresh(mu: Tensor, scale: Tensor, fresh: Tensor, *options: Any) -> tu
 def _traced_sample(mu: Tensor, scale: Tensor, *options: Any) -> Tensor:
     from ._partitioner import drawn_once
 
-    _require(isinstance(mu, Tensor), "expected a tensor, got None")
+    _check_devices(mu, scale)
     with drawn_once():
         fresh = torch.empty((), dtype=torch.int64, device=mu.device)
         return sample_fresh(mu, scale, fresh, *options)[0]
@@ -547,8 +548,9 @@ def _fake_sample_from_key(
 def _fake_samples_backward(
     grad_z: Tensor, scale: Tensor | None, key: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
+    _check_devices(grad_z, scale, key)
     one = grad_z.new_empty_strided(grad_z.shape[1:], grad_z.stride()[1:])
-    return _fake(one, scale, key), _fake(one, scale, key)
+    return _fake(one, scale), _fake(one, scale)
 
 
 def _fake_head(

@@ -24,7 +24,7 @@ HAS_GPU = ON_STAND_IN or torch.cuda.is_available()
 DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 
 # Of hypothesis: the same examples each time; by --hypothesis-profile=deep many, others each time
-settings.register_profile("quick", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("quick", derandomize=True, deadline=None, max_examples=200)
 settings.register_profile("deep", deadline=None, max_examples=20_000)
 settings.load_profile("quick")
 

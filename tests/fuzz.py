@@ -225,7 +225,10 @@ class Maker:
             self.huge = self.huge or kind.startswith("huge")
         if kind == "mkldnn" and (not self.shape or 0 in self.shape):
             kind = "none"
-        return Given(kinds[kind](), verdict, f"{kind} of {shape}")
+        value = kinds[kind]()
+        if kind == "junk" and isinstance(value, Tensor):  # which may do as one
+            verdict = EITHER
+        return Given(value, verdict, f"{kind} of {shape}")
 
     def scale(self) -> Given:
         rng = self.rng
@@ -339,12 +342,12 @@ class Maker:
                 -1, 2.5, None, "ab", (-1,), (2, -3), (2.5,), (None,), ("a",), [[2]], 5,
                 (2**63,), (2**64,), (-(2**63),), (2**62,), (2**40, 2**40), (10**400,),
                 (np.int64(2**40), np.int64(2**40)), (np.int64(2**62), 2), np.array([2.5]),
-                (1,) * 70, (torch.tensor([1, 2]),), (1j,), (math.nan,), junk(rng),
+                (1,) * 70, (torch.tensor([1, 2]),), (1j,), (math.nan,), object(), Nothing(),
             ]  # fmt: skip
             either = [
                 (2**40,), [2**31, 2], (True,), torch.tensor([2]), torch.tensor([2, 3]),
                 np.array([2]), np.array([2, 3]), {2: 3}, {2}, (np.float64(2),),
-                torch.tensor([], dtype=torch.int64), (1,) * 64, iter([2]), b"\x02",
+                junk(rng), torch.tensor([], dtype=torch.int64), (1,) * 64, iter([2]), b"\x02",
                 b"ab",
             ]  # fmt: skip
             if rng.random() < 0.6:
@@ -423,7 +426,9 @@ class Maker:
                 lambda: torch.distributions.Normal(torch.zeros(1, device="meta"), 1.0, False),
                 lambda: junk(rng),
             ]
-            return Given(rng.choice(bad)(), REFUSE)
+            prior = rng.choice(bad)()
+            on_meta = isinstance(prior, torch.distributions.Normal) and prior.loc.is_meta
+            return Given(prior, EITHER if on_meta else REFUSE)  # as mu may be
         loc = self.values(self.part_of(self.shape), rng.choice(DTYPES)).to(self.device).nan_to_num()
         scale = self.values(self.part_of(self.shape), rng.choice(DTYPES)).to(self.device)
         scale = scale.nan_to_num(0.5, 2.0, 2.0).abs() + 0.1

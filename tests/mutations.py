@@ -224,6 +224,9 @@ MUTATIONS = [
     Mutation("children: strides of the keys", "csrc/layout.h", "fit = is_row_major(keys) && ", "fit = ", "test_keys"),
     Mutation("children: strides of the numbers", "csrc/layout.h", "(data == nullptr || is_row_major(*data)) && ", "", "test_keys"),
     Mutation("children: half a key", "csrc/layout.h", "shaped && ", "", "test_keys"),
+    Mutation("children: several of a number", "csrc/layout.h", "shaped && one && ", "shaped && ", "test_validation"),
+    Mutation("samples: none of each element", "csrc/layout.h", "numel == 0 || (problem->samples == 0 && !options.summed)", "numel == 0", "test_validation"),
+    Mutation("a generator not put back", "reparam_fused/_draw.py", "    except Exception:\n        undo()\n", "    except Exception:\n", "test_validation"),
     Mutation("children: less than none", "csrc/layout.h", "num >= 0 &&", "true &&", "test_keys"),
     Mutation("children: keys and numbers that do not go together", "csrc/layout.h", " && (m == n || m == 1 || n == 1);", ";", "test_keys"),
     Mutation("children: dtype of the keys", "csrc/call.h", "      holds_words(keys) && (!data ||", "      (!data ||", "test_keys"),
@@ -479,7 +482,7 @@ MUTATIONS = [
     Mutation("GPU: noise of two filled operands", "reparam_fused/random.py", "return _ops.noise(key, size, dtype, global_shape, global_offset)", "zero = torch.full((), -0.0, dtype=dtype, device=key.device).expand(size)\n    return _ops.sample_from_key(zero, torch.ones_like(zero), key, 'std', global_shape, global_offset)", "test_gpu", "cuda"),
     Mutation("GPU: offset not advanced", "reparam_fused/_draw.py", "generator.philox_state(4 * blocks)", "generator.philox_state(0)", "test_gpu", "cuda"),
     Mutation("GPU: generator of the first device", "reparam_fused/_draw.py", "torch.cuda.default_generators[device.index]", "torch.cuda.default_generators[0]", "test_gpu", "cuda"),
-    Mutation("GPU: generator ignored", "reparam_fused/_draw.py", "generator = generator or torch.cuda", "generator = torch.cuda", "test_gpu", "cuda"),
+    Mutation("GPU: generator ignored", "reparam_fused/_draw.py", "generator = generator or _default(device)\n    if has", "generator = _default(device)\n    if has", "test_gpu", "cuda"),
     Mutation("GPU: a failed draw not taken back", "reparam_fused/_draw.py", "            generator.set_offset(before)\n        raise", "            pass\n        raise", "test_gpu", "cuda"),
     Mutation("GPU: the key drawn by a kernel of its own", "reparam_fused/_ops.py", 'library.impl("sample", _sample_on_cuda, "CUDA")', "pass", "test_gpu", "cuda"),
     Mutation("GPU: a number waited for", "reparam_fused/_call.py", "return torch.ones((), dtype=scale.dtype, device=mu.device) * scale", "return scale.to(mu.device)", "test_gpu", "cuda"),
@@ -489,7 +492,7 @@ MUTATIONS = [
     Mutation("GPU: Triton's key of another device", "reparam_fused/triton_kernels.py", " or key.device != device", "", "test_gpu", "triton"),
     Mutation("GPU: Triton's draw moves nothing", "reparam_fused/_draw.py", "generator.philox_state(4 * blocks)", "generator.philox_state(0)", "test_gpu", "triton"),
     Mutation("GPU: Triton's failed draw not taken back", "reparam_fused/_draw.py", "            generator.set_offset(before)\n        raise", "            pass\n        raise", "test_gpu", "triton"),
-    Mutation("GPU: Triton's int64 keys refused", "reparam_fused/_ops.py", "        key.dtype in KEY_DTYPES\n        and key.layout", "        key.dtype == torch.uint64\n        and key.layout", "test_keys", "triton"),
+    Mutation("GPU: Triton's int64 keys refused", "reparam_fused/_ops.py", "        key.dtype in KEY_DTYPES\n        and tuple", "        key.dtype == torch.uint64\n        and tuple", "test_keys", "triton"),
 ]  # fmt: skip
 
 
