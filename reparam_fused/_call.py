@@ -29,6 +29,15 @@ def _levels(transform: TransformType) -> int:
     return sum(level.key() == transform for level in get_interpreter_stack() or ())
 
 
+def _is_mapped() -> bool:
+    """Whether this call is under torch.vmap."""
+    return _levels(TransformType.Vmap) > 0
+
+
+# Of a graph the transforms are a part: torch.compile enters them as it traces.
+_is_mapped._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def is_dtensor(t: object) -> bool:
     """Without the import of their module, which is the first to make one."""
     module = sys.modules.get("torch.distributed.tensor")
@@ -197,11 +206,11 @@ def reparameterize(
     if key is None:
         if is_compiling() and generator is None and not _are_functorch_transforms_active():
             return as_sampled(_ops.traced_sample(mu, scale, *_options(call)), sample_shape)
-        if not is_compiling() and _levels(TransformType.Vmap) == 0:
+        if not is_compiling() and not _is_mapped():
             z, _ = _ops.sample(mu, scale, generator, *_options(call))
             return as_sampled(z, sample_shape)
         with _putting_back(mu, generator, True):
-            key = _draw.mapped_key(mu.device, generator)
+            key = _fresh_key(mu, scale, generator, call.samples)
             return _under_key(call, mu, scale, sample_shape, key, None, None)
     return _under_key(call, mu, scale, sample_shape, key, global_shape, global_offset)
 
@@ -455,11 +464,11 @@ def plain_head(
 def _fresh_key(
     mu: Tensor, scale: Tensor, generator: torch.Generator | None, samples: int | None
 ) -> Tensor:
-    if is_compiling() and generator is None and not _are_functorch_transforms_active():
+    if _is_mapped():
+        return _draw.mapped_key(mu.device, generator)
+    if is_compiling() and generator is None:
         return _ops.traced_key(mu, scale, samples)
-    if not is_compiling() and _levels(TransformType.Vmap) == 0:
-        return _ops.draw_key(mu, scale, None, generator, samples)
-    return _draw.mapped_key(mu.device, generator)
+    return _ops.draw_key(mu, scale, None, generator, samples)
 
 
 def kl_divergence(

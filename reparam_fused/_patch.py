@@ -23,7 +23,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.types import _size
 
-from . import _call, _extensions, _posteriors, _validate
+from . import _call, _extensions, _ops, _posteriors, _validate
 from ._autograd import Forward
 from ._forms import SAMPLE, Call
 from ._heads import Head, Heads
@@ -70,13 +70,53 @@ def _fusible(mean: object, spread: object) -> bool:
         and not (mean.is_nested or spread.is_nested)
         # torch.jit.trace would record an op that a process without this package cannot load.
         and not torch._C._get_tracing_state()
-        and forward_ad._current_level < 0
+        # There torch would take the tangent of an op for zero.
+        and not (is_compiling() and forward_ad._current_level >= 0)
     )
 
 
-def _plain_call(call: Call, mean: Any, scale: Any, generator: Any = None) -> Tensor | None:
+def _plain_call(
+    call: Call,
+    mean: Any,
+    scale: Any,
+    generator: Any = None,
+    source: tuple[Call, Tensor] | None = None,
+) -> Tensor | None:
     """Nearly every call, which _fusible would make a third longer."""
-    return None if is_compiling() else _call.plain(call, mean, scale, None, generator)
+    if is_compiling():
+        return None
+    if source is None:
+        return _call.plain(call, mean, scale, None, generator)
+    result = call.plain_draw(mean, scale, generator)
+    return None if result is None else _recorded(source, result, mean)
+
+
+def _recorded(source: tuple[Call, Tensor], result: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
+    """A sample, of which autograd is told that it was made of the source of its scale."""
+    call, scale = source
+    return Forward.apply(call, result, mean, scale)  # type: ignore[attr-defined,no-any-return]
+
+
+def _recorded_call(
+    source: tuple[Call, Tensor],
+    call: Call,
+    mean: Tensor,
+    scale: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """By the op, where the call is not plain."""
+    with torch.no_grad():
+        result = _ops.sample(mean, scale, generator, call.form.name)
+    return _recorded(source, result, mean)
+
+
+def _records_alone() -> bool:
+    """Whether nothing but autograd itself follows what is done."""
+    return not (
+        torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    )
 
 
 Method: TypeAlias = Callable[..., Any]
@@ -106,24 +146,41 @@ def _of_samples(samples: int) -> Call:
     return SAMPLE["std"]._replace(samples=samples)
 
 
-def _normal(owner: type, original: Method) -> Method:
+def _drawn(owner: type, distribution: torch.distributions.Normal, shape: _size) -> Tensor | None:
+    """Fused samples of a normal distribution; None where they are left to the original."""
+    if owner not in _replacements:
+        return None
+    loc, scale = distribution.loc, distribution.scale
+    call = SAMPLE["std"]
+    if len(shape) > 0:
+        call = _of_samples(math.prod(shape))
+    if call.samples is None or _one_dtype(loc, scale):
+        z = _plain_call(call, loc, scale)
+        if z is not None:
+            return _call.as_sampled(z, shape)
+    if not _fusible(loc, scale) or loc.shape != scale.shape:
+        return None
+    return fused_reparameterize(loc, std=scale, sample_shape=shape)
+
+
+def _normal_rsample(owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def rsample(self: torch.distributions.Normal, sample_shape: _size = ()) -> Tensor:
-        loc, scale = self.loc, self.scale
-        if owner not in _replacements:
-            return original(self, sample_shape)  # type: ignore[no-any-return]
-        call = SAMPLE["std"]
-        if len(sample_shape) > 0:
-            call = _of_samples(math.prod(sample_shape))
-        if call.samples is None or _one_dtype(loc, scale):
-            z = _plain_call(call, loc, scale)
-            if z is not None:
-                return _call.as_sampled(z, sample_shape)
-        if not _fusible(loc, scale) or loc.shape != scale.shape:
-            return original(self, sample_shape)  # type: ignore[no-any-return]
-        return fused_reparameterize(loc, std=scale, sample_shape=sample_shape)
+        z = _drawn(owner, self, sample_shape)
+        return original(self, sample_shape) if z is None else z
 
     return rsample
+
+
+def _normal_sample(owner: type, original: Method) -> Method:
+    @functools.wraps(original)
+    def sample(self: torch.distributions.Normal, sample_shape: _size = ()) -> Tensor:
+        with torch.no_grad():
+            z = _drawn(owner, self, sample_shape)
+            # torch.normal has the dtype of the mean.
+            return original(self, sample_shape) if z is None else z.to(self.loc.dtype)
+
+    return sample
 
 
 def _draws_by(generator: object, mean: Tensor) -> bool:
@@ -131,6 +188,29 @@ def _draws_by(generator: object, mean: Tensor) -> bool:
     return generator is None or (
         isinstance(generator, torch.Generator) and generator.device.type == mean.device.type
     )
+
+
+def _of_list(generators: Any, mean: Tensor, scale: Tensor) -> tuple[Any, Tensor | None]:
+    """A generator and no key, or keys of rows in place of a list of generators.
+
+    As randn_tensor of diffusers takes a list: one draws all, of more each draws its row, as it
+    would alone. What it does not take is given back for the original to refuse.
+    """
+    if not isinstance(generators, list):
+        return generators, None
+    if len(generators) == 1:
+        return generators[0] if isinstance(generators[0], torch.Generator) else generators, None
+    rows = mean.shape[0] if mean.dim() > 0 and mean.shape == scale.shape else 0
+    given = generators[:rows]
+    if (
+        rows == 0
+        or len(given) < rows
+        or torch._C._are_functorch_transforms_active()
+        or not all(isinstance(g, torch.Generator) and _draws_by(g, mean) for g in given)
+    ):
+        return generators, None
+    row = mean.detach()[:1], scale.detach()[:1]
+    return None, torch.stack([_ops.draw_key(*row, None, g) for g in given])
 
 
 # sample() and kl() of one instance in one pass: where kl() was asked of what was sampled last, the
@@ -287,19 +367,19 @@ def _diffusers_sample(owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def sample(self: Any, generator: Any = None) -> Tensor:
         mean, log_var = self.mean, self.logvar
-        if (
-            owner in _replacements
-            and not self.deterministic
-            and _fusible(mean, log_var)
-            and _draws_by(generator, mean)
-        ):
-            if not is_compiling() and (pair := _pairs.get(owner)) is not None:
-                sums = _DIFFUSERS_SUMS
-                z = _sample_with_kl(pair, self, SAMPLE["log_var"], mean, log_var, sums, generator)
-                if z is not None:
-                    return z
-            return fused_reparameterize(mean, log_var, generator=generator)
-        return original(self, generator)  # type: ignore[no-any-return]
+        if owner not in _replacements or self.deterministic or not _fusible(mean, log_var):
+            return original(self, generator)  # type: ignore[no-any-return]
+        one, key = _of_list(generator, mean, log_var)
+        if key is not None:
+            return fused_reparameterize(mean, log_var, key=key)
+        if not _draws_by(one, mean):
+            return original(self, generator)  # type: ignore[no-any-return]
+        if not is_compiling() and (pair := _pairs.get(owner)) is not None:
+            sums = _DIFFUSERS_SUMS
+            z = _sample_with_kl(pair, self, SAMPLE["log_var"], mean, log_var, sums, one)
+            if z is not None:
+                return z
+        return fused_reparameterize(mean, log_var, generator=one)
 
     return sample
 
@@ -323,10 +403,21 @@ def _diffusers_kl(owner: type, original: Method) -> Method:
     return kl
 
 
-def _scale_of(
-    instance: Any, known: Posterior, mean: Any
-) -> tuple[str, Tensor, tuple[float, float] | None] | None:
-    """The form of an instance's scale, the scale and its clamp, if it is as its class was asked."""
+class _Scale(NamedTuple):
+    """What a sample of an instance is made of."""
+
+    call: Call
+    scale: Tensor
+    #: Where autograd has it on record that the scale came from: the gradient goes there at once.
+    source: tuple[Call, Tensor] | None
+
+
+def _scale_of(instance: Any, known: Posterior, mean: Any) -> _Scale | None:
+    """An instance's scale, if it is as its class was asked.
+
+    Which numbers a sample is made of does not depend on what is on record, which is nothing where
+    no gradient is wanted or torch.compile traces: one seed gives the same bits there.
+    """
     scale: Any = getattr(instance, known.scale, None)
     if (
         not isinstance(mean, Tensor)
@@ -335,12 +426,15 @@ def _scale_of(
         or getattr(instance, "deterministic", False)
     ):
         return None
-    form = known.form
-    if form == "std":
-        log_var: Any = getattr(instance, "logvar", None)
-        if is_exp_of_half(scale, log_var):
-            form, scale = "log_var", log_var
-    return form, *(unclamped(scale) if form == "log_var" else (scale, None))
+    if known.form == "log_var":
+        log_var, clamp = unclamped(scale)
+        return _Scale(_log_var_within(clamp), log_var, None)
+    source = None
+    held: Any = getattr(instance, "logvar", None)
+    if is_exp_of_half(scale, held):
+        log_var, clamp = unclamped(held)
+        source = _log_var_within(clamp), log_var
+    return _Scale(SAMPLE[known.form], scale, source)
 
 
 def _methods_of(cls: type) -> _Methods:
@@ -368,6 +462,12 @@ def _refusal(cls: type) -> str:
     )
 
 
+def _fused(call: Call, mean: Tensor, scale: Tensor, **randomness: Any) -> Tensor:
+    given_as: dict[str, Any] = {call.form.name: scale}
+    clamp = None if call.bounds is None else call.bounds[:2]
+    return fused_reparameterize(mean, clamp=clamp, **given_as, **randomness)
+
+
 def _posterior_sample(known: Posterior, owner: type, original: Method) -> Method:
     @functools.wraps(original)
     def sample(self: Any, *args: Any, **options: Any) -> Any:
@@ -376,22 +476,26 @@ def _posterior_sample(known: Posterior, owner: type, original: Method) -> Method
         given = _scale_of(self, known, mean) if plain and owner in _replacements else None
         if given is None:
             return original(self, *args, **options)
-        form, scale, clamp = given
+        call, scale, source = given
         if known.default_dtype and scale.dtype != (default := torch.get_default_dtype()):
             scale = scale.to(torch.promote_types(scale.dtype, default))
-        call = SAMPLE[form] if clamp is None else _log_var_within(clamp)
+        if known.of_rows and isinstance(generator, list) and _fusible(mean, scale):
+            generator, key = _of_list(generator, mean, scale)
+            if key is not None:
+                return _fused(call, mean, scale, key=key)
         z = None
         if not is_compiling() and (pair := _pairs.get(owner)) is not None:
             sums = known.sums.get(mean.dim())
             z = _sample_with_kl(pair, self, call, mean, scale, sums, generator)
         if z is None:
-            z = _plain_call(call, mean, scale, generator)
+            z = _plain_call(call, mean, scale, generator, source)
         if z is not None:
             return z
         if not (_fusible(mean, scale) and _draws_by(generator, mean)):
             return original(self, *args, **options)
-        given_as: dict[str, Any] = {form: scale}
-        return fused_reparameterize(mean, generator=generator, clamp=clamp, **given_as)
+        if source is not None and _records_alone():
+            return _recorded_call(source, call, mean, scale, generator)
+        return _fused(call, mean, scale, generator=generator)
 
     return sample
 
@@ -425,7 +529,11 @@ class _Target(NamedTuple):
 
 
 _TARGETS = {
-    "normal": _Target("torch.distributions.normal", "Normal", {"rsample": _normal}),
+    "normal": _Target(
+        "torch.distributions.normal",
+        "Normal",
+        {"rsample": _normal_rsample, "sample": _normal_sample},
+    ),
     "diffusers": _Target(
         "diffusers.models.autoencoders.vae",
         "DiagonalGaussianDistribution",
@@ -508,8 +616,9 @@ class Patch:
 def patch(*targets: str | type) -> Patch:
     """Make code that knows nothing of this package use the fused op.
 
-    ``"normal"`` replaces ``torch.distributions.Normal.rsample``, and with it what samples
-    through it: ``LogNormal``, ``Independent``, Pyro, scvi-tools, stable-baselines3.
+    ``"normal"`` replaces ``rsample`` and ``sample`` of ``torch.distributions.Normal``, and with
+    them what samples through them: ``LogNormal``, ``Independent``, Pyro, scvi-tools,
+    stable-baselines3.
     ``"diffusers"`` replaces ``DiagonalGaussianDistribution.sample``, the latents of the
     autoencoders of diffusers, and its ``kl`` from the standard normal, by
     :func:`fused_kl_divergence`.
@@ -521,18 +630,20 @@ def patch(*targets: str | type) -> Patch:
 
     - ``sample()`` is replaced if it returns ``mean + std * noise``, or ``mean + exp(logvar / 2) *
       noise``, of the attributes of these names, with noise that is standard normal; if its
-      first argument is called ``generator``, noise of that. A class of which that is not so is
-      refused. At most it may look at ``parameters``, ``device`` and ``deterministic`` beside.
+      first argument is called ``generator``, noise of that, or of a list of generators if it
+      takes one. A class of which that is not so is refused. At most it may look at
+      ``parameters``, ``device`` and ``deterministic`` beside.
     - ``kl()`` is replaced for a mean of 2 to 5 dimensions if it returns the divergence from the
       standard normal, summed over all dimensions but the first, or over the first three after
       it; else it is left as it is. Where it is replaced, ``var`` is taken to be ``exp(logvar)``.
-    - Where ``kl()`` is asked after ``sample()``, the next instance of the class has both from one
-      pass, on the CPU: it holds the divergence until ``kl()`` takes it, or its tensors are others.
-      The numbers and the gradients are those of the two calls made apart.
+    - Where ``sample()`` is of ``logvar``, as that of diffusers is taken to be, and ``kl()`` is
+      asked after it, the next instance of the class has both from one pass, on the CPU: it holds
+      the divergence until ``kl()`` takes it, or its tensors are others. The numbers and the
+      gradients are those of the two calls made apart.
     - Everything else, ``__init__`` among it, is left as it is: what an instance holds when it is
       asked is what counts. Where autograd has it on record that ``std`` is still ``exp(logvar /
-      2)``, and ``logvar`` a clamp by numbers, the kernel takes what was clamped: the gradient
-      passes both by, unless it is retained there. A call with other arguments, or of an
+      2)``, and ``logvar`` a clamp by numbers, the gradient passes both by, unless it is retained
+      there. A call with other arguments, or of an
       instance that is ``deterministic``, or whose scale is of another shape than the mean, is
       left to the original.
 
@@ -543,10 +654,14 @@ def patch(*targets: str | type) -> Patch:
 
     Distributions, divergences, gradients, shapes and dtypes are those of the original; the noise is
     that of :func:`fused_reparameterize`, which ``torch.manual_seed`` and generators
-    seed, but with other numbers. What the kernels do not take goes to the original: other
-    dtypes, devices without a compiled kernel, tensors that are not dense, subclasses of
-    Tensor, ``torch.jit.trace``, forward-mode differentiation; for diffusers a deterministic
-    distribution, lists of generators, a generator of another device than the latents, and
+    seed, but with other numbers. One seed gives one draw wherever it does so without the patch:
+    ``sample`` what ``rsample`` does, with gradients or without, compiled by the backends ``eager``
+    and ``aot_eager`` or not, by a generator or a list of that one, of a row alone or by its
+    generator in a list. There are two exceptions, ``torch.jit.trace`` and ``torch.vmap``, within
+    which the same seed gives other numbers. What the kernels do not take goes to the original:
+    other dtypes, devices without a compiled kernel, tensors that are not dense, subclasses of
+    Tensor, ``torch.jit.trace``, forward-mode differentiation within ``torch.compile``; for
+    diffusers a deterministic distribution, a generator of another device than the latents, and
     the divergence from another distribution than the standard normal.
 
     Args:

@@ -27,6 +27,8 @@ class Posterior(NamedTuple):
     #: The first argument of sample() and of kl(), if it is the generator and the other
     generator: str | None
     other: str | None
+    #: Whether it may be a list, of one generator or of one for each row
+    of_rows: bool
     #: Of a mean of so many dimensions kl() sums over these
     sums: Mapping[int, tuple[int, ...]]
 
@@ -111,7 +113,8 @@ def posterior(cls: type) -> Posterior | None:
         kl = getattr(cls, "kl", None)
         other = None if kl is None else _first_if(kl, "other")
         sums = {} if kl is None else _sums(cls)
-        return Posterior(*found, default_dtype, generator, other, sums)
+        of_rows = generator is not None and _takes_a_list(cls)
+        return Posterior(*found, default_dtype, generator, other, of_rows, sums)
 
 
 def _first_if(method: Any, name: str) -> str | None:
@@ -172,6 +175,26 @@ def _scale_of(cls: type, generator: str | None) -> tuple[str, str] | None:
         if torch.allclose(z.double(), fields["mean"] + sigma * eps, rtol=1e-6, atol=1e-6):
             return form, scale
     return None
+
+
+def _takes_a_list(cls: type) -> bool:
+    """Whether sample() takes a list of generators, of which each draws a row as it does alone."""
+    fields = _any_fields((2, 4), torch.float64)
+
+    def draw(rows: slice, *seeds: int) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return _ask(cls, "sample", {name: t[rows] for name, t in fields.items()}, generators)
+
+    def draw_alone(rows: slice, seed: int) -> Any:
+        generator = torch.Generator().manual_seed(seed)
+        return _ask(cls, "sample", {name: t[rows] for name, t in fields.items()}, generator)
+
+    with suppress(Exception):  # most take none, and have words of their own for that
+        rows = [draw_alone(slice(i, i + 1), 3 + i) for i in range(2)]
+        return torch.equal(draw(slice(2), 3, 4), torch.cat(rows)) and torch.equal(
+            draw(slice(2), 3), draw_alone(slice(2), 3)
+        )
+    return False
 
 
 def _sums(cls: type) -> dict[int, tuple[int, ...]]:

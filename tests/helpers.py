@@ -79,6 +79,7 @@ def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """A list that gets the mean of each fused call that a patched method makes."""
     means: list[Tensor] = []
     general, plain = _patch.fused_reparameterize, _patch._plain_call
+    recorded = _patch._recorded_call
 
     def count_general(mean: Tensor, *args: Tensor, **options: Any) -> Tensor:
         means.append(mean)
@@ -91,6 +92,11 @@ def count_patched(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
             means.append(mean)
         return z
 
+    def count_recorded(source: Any, call: Any, mean: Tensor, *rest: Any) -> Tensor:
+        means.append(mean)
+        return recorded(source, call, mean, *rest)
+
+    monkeypatch.setattr(_patch, "_recorded_call", count_recorded)
     monkeypatch.setattr(_patch, "fused_reparameterize", count_general)
     monkeypatch.setattr(_patch, "_plain_call", count_plain)
     return means

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import (
 )
 
 import reparam_fused
-from reparam_fused import _partitioner, fused_reparameterize
+from reparam_fused import _partitioner, fused_reparameterize, fused_reparameterize_kl
 
 KEY = key_of(8)
 
@@ -316,3 +316,54 @@ def test_compiled_autograd(form: str, compiled_forward: bool, device: torch.devi
         gradients = torch.autograd.grad(call(mu, scale), (mu, scale))
     for a, b in zip(gradients, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@compilers("eager", "aot_eager", "inductor")
+@pytest.mark.parametrize("head", [False, True])
+def test_a_generator_draws_the_same_compiled_or_not(
+    backend: str, head: bool, device: torch.device
+) -> None:
+    """Red where a compiled call draws its key from a generator otherwise than an eager one."""
+
+    def twice(mu: Tensor, log_var: Tensor, generator: torch.Generator) -> Tensor:
+        if head:
+            return torch.stack(
+                [
+                    fused_reparameterize_kl(mu, log_var, dim=-1, generator=generator)[0]
+                    for _ in range(2)
+                ]
+            )
+        return torch.stack([fused_reparameterize(mu, log_var, generator=generator) for _ in "12"])
+
+    mu, log_var = inputs(6, 3, device=device)
+    generator = torch.Generator(device).manual_seed(3)
+    expected = twice(mu, log_var, generator)
+    state = generator.get_state()
+    # No fullgraph: torch does not trace a generator.
+    compiled = torch.compile(twice, backend=backend)
+    assert_same_bits(compiled(mu, log_var, generator.manual_seed(3)), expected)
+    assert torch.equal(generator.get_state(), state)
+
+
+@compilers("eager", "aot_eager", "inductor")
+def test_one_seed_within_grad_compiled_or_not(backend: str, device: torch.device) -> None:
+    """Twice, with noise of their own. Red where what is within torch.func.grad of a graph draws
+    as what is within vmap does."""
+
+    def loss(mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.stack([fused_reparameterize(mu, log_var), fused_reparameterize(mu, log_var)])
+        return z.square().sum(), z
+
+    def grad(mu: Tensor, log_var: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.func.grad(loss, has_aux=True)(mu, log_var)
+
+    mu, log_var = inputs(6, 3, device=device)
+    torch.manual_seed(3)
+    gradient, z = grad(mu, log_var)
+    torch.manual_seed(3)
+    compiled_gradient, compiled_z = torch.compile(grad, backend=backend, fullgraph=True)(
+        mu, log_var
+    )
+    assert_same_bits(compiled_z, z)
+    torch.testing.assert_close(compiled_gradient, gradient)
+    assert z.unique().numel() == z.numel()

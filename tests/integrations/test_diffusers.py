@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from importlib import import_module
 from typing import Any
 
@@ -80,15 +81,27 @@ def test_the_models_own_forward(calls: list[Any]) -> None:
     assert DiagonalGaussianDistribution.sample is ORIGINAL
 
 
-def test_a_list_of_generators_draws_what_it_did(calls: list[Any]) -> None:
-    model, batch = autoencoder(), images(2, 3, 16, 16)
-    with torch.no_grad():
-        posterior = model.encode(batch).latent_dist
-        expected = posterior.sample([torch.Generator().manual_seed(i) for i in range(2)])
-        with patch("diffusers"):
-            z = posterior.sample([torch.Generator().manual_seed(i) for i in range(2)])
-    assert_same_bits(z, expected)
-    assert not calls
+@pytest.mark.parametrize("oobleck", [False, True])
+def test_a_list_of_generators(oobleck: bool, calls: list[Any]) -> None:
+    """Equal where randn_tensor's are: a list of one and that one, a row and the row alone."""
+    cls: Any = DiagonalGaussianDistribution
+    if oobleck:
+        module = "diffusers.models.autoencoders.autoencoder_oobleck"
+        cls = import_module(module).OobleckDiagonalGaussianDistribution
+    parameters = images(2, 8, 100) if oobleck else images(2, 8, 4, 4)
+
+    def seeds(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    for context in (contextlib.nullcontext, lambda: patch(cls)):
+        with context():
+            one = cls(parameters).sample(seeds(7)[0])
+            assert_same_bits(cls(parameters).sample(seeds(7)), one)
+            rows = cls(parameters).sample(seeds(7, 8))
+            for i, generator in enumerate(seeds(7, 8)):
+                row = slice(i, i + 1)
+                assert_same_bits(rows[row], cls(parameters[row]).sample(generator))
+    assert len(calls) == 5
 
 
 def test_a_deterministic_distribution_is_its_mean(calls: list[Any]) -> None:
