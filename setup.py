@@ -9,6 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import torch
 from setuptools import Extension, setup
 from setuptools.modified import newer_group
 from torch.utils import cpp_extension
@@ -30,6 +31,7 @@ class Build(cpp_extension.BuildExtension):
         self.mkpath(str(package))
         if shutil.which(shlex.split(cpp_extension.get_cxx_compiler())[0]):
             super().run()
+            (package / "built_with.txt").write_text(f"{torch.__version__}\n")
         else:
             self.leave_out("libraries", "no C++ compiler was found", "REPARAM_FUSED_REQUIRE_EXT")
             self.extensions.clear()
@@ -39,7 +41,7 @@ class Build(cpp_extension.BuildExtension):
         else:
             self.leave_out("CUDA kernels", "no nvcc was found", "FORCE_CUDA")
         # Python started in the checkout imports its tree: what was built lies there too.
-        for pattern in ("*.so", "*.dll", "*.pyd", "*.fatbin"):
+        for pattern in ("*.so", "*.dll", "*.pyd", "*.fatbin", "built_with.txt"):
             for old in Path("reparam_fused").glob(pattern):
                 old.unlink()
             for new in package.glob(pattern):

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
+import shlex
 import struct
 import sys
 import warnings
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import urlsplit
 
 import torch
 
 _PACKAGE = Path(__file__).parent
 LIBRARY = _PACKAGE / ("libreparam_fused.dll" if sys.platform == "win32" else "libreparam_fused.so")
 KERNELS = _PACKAGE / "kernels.fatbin"
+# Written by setup.py
+BUILT_WITH = _PACKAGE / "built_with.txt"
 
 
 def _load_library() -> tuple[ctypes.CDLL | None, str]:
@@ -32,7 +38,13 @@ def _load_library() -> tuple[ctypes.CDLL | None, str]:
     try:
         return ctypes.CDLL(str(LIBRARY)), ""
     except OSError as error:
-        return None, str(error)
+        built_with = "another torch"
+        with suppress(OSError):
+            built_with = f"torch {BUILT_WITH.read_text().strip()}"
+        return None, (
+            f"it was built with {built_with}, and does not load with torch "
+            f"{torch.__version__}: {error}"
+        )
 
 
 def _load_module() -> ModuleType | None:
@@ -113,11 +125,47 @@ def cuda_archs() -> list[str]:
     return archs
 
 
-_REINSTALL = "install reparam_fused again from its source: pip install --force-reinstall --no-deps"
-HOW_TO_BUILD = (
-    f"install a C++17 compiler (Debian: apt-get install g++) and ninja, then {_REINSTALL}"
-)
-HOW_TO_BUILD_CUDA = f"install the CUDA toolkit, then {_REINSTALL}"
+def _source(package: Path) -> str:
+    """What this package was installed from, as pip takes it; '' where there is no record of it."""
+    if (package.parent / "setup.py").is_file():
+        return str(package.parent)  # a checkout, installed in place
+    for record in package.parent.glob("reparam_fused-*.dist-info/direct_url.json"):
+        with suppress(OSError, ValueError, KeyError):
+            content = json.loads(record.read_text())
+            url: str = content["url"]
+            if "vcs_info" in content:
+                return f"{content['vcs_info']['vcs']}+{url}@{content['vcs_info']['commit_id']}"
+            if "dir_info" in content:
+                from urllib.request import url2pathname  # takes 15 ms
+
+                folder = Path(url2pathname(urlsplit(url).path))
+                return str(folder) if folder.is_dir() else ""
+            return "" if url.endswith(".whl") else url
+    return ""
+
+
+def reinstall(package: Path = _PACKAGE) -> str:
+    """How to build again. Not by the name of the package, which no index has of us."""
+    command = "pip install --force-reinstall --no-deps"
+    if source := _source(package):
+        return f"build it again: {command} {shlex.quote(source)}"
+    return f"build it again, in the root of a checkout of its source: {command} ."
+
+
+def how_to_build() -> str:
+    """What brings the library."""
+    if LIBRARY.is_file():  # for another torch, by a compiler that was there
+        return reinstall()
+    return f"install a C++17 compiler (Debian: apt-get install g++) and ninja, then {reinstall()}"
+
+
+def how_to_build_cuda() -> str:
+    """What brings the CUDA kernels."""
+    if gpu_choice == "triton":
+        return "unset REPARAM_FUSED_GPU"
+    if library is None:
+        return how_to_build()
+    return f"install the CUDA toolkit, then {reinstall()}"
 
 
 @functools.cache
@@ -126,7 +174,7 @@ def warn_reference(device_type: str) -> None:
     if device_type == "cpu":
         warnings.warn(
             "reparam_fused runs on its slow reference path: the C++ library is missing "
-            f"({missing_reason}). To get it, {HOW_TO_BUILD}",
+            f"({missing_reason}). To get it, {how_to_build()}",
             stacklevel=2,
         )
     elif device_type == "cuda":

@@ -25,13 +25,13 @@ def backends() -> dict[str, str]:
     if _extensions.library is not None:
         cpu = f"C++ kernels, {_extensions.isa()}"
     else:
-        cpu = f"missing ({_extensions.missing_reason}): {_extensions.HOW_TO_BUILD}"
+        cpu = f"missing ({_extensions.missing_reason}): {_extensions.how_to_build()}"
     if _extensions.has_cuda:
         cuda = f"C++ kernels for compute capability {' '.join(_extensions.cuda_archs())}"
         for device, reason in _extensions.cuda_refusals().items():
             cuda += f"; cuda:{device} is left to Triton, for {reason}"
     else:
-        cuda = f"missing ({_extensions.cuda_missing_reason}): {_extensions.HOW_TO_BUILD_CUDA}"
+        cuda = f"missing ({_extensions.cuda_missing_reason}): {_extensions.how_to_build_cuda()}"
     if not _extensions.has_triton:
         asked = _extensions.gpu_choice == "cuda"
         triton = f"missing ({'REPARAM_FUSED_GPU=cuda' if asked else 'pip install triton'})"

@@ -20,7 +20,7 @@ def copy_sources(to: Path) -> Path:
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():
-            built = shutil.ignore_patterns("*.so", "*.fatbin", "__pycache__")
+            built = shutil.ignore_patterns("*.so", "*.fatbin", "built_with.txt", "__pycache__")
             shutil.copytree(source, to / name, ignore=built)
         else:
             shutil.copy(source, to / name)

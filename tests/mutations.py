@@ -384,6 +384,7 @@ MUTATIONS = [
     Mutation("graphs without a backward marked too", "reparam_fused/_partitioner.py", 'if not any("tangents" in str(node.target) for node in inputs):', "if False:", "test_compile"),
     Mutation("the mark of a checkpoint lost", "reparam_fused/_partitioner.py", "        meta.update(outer)\n", "", "test_compile"),
     Mutation("the mark left on what follows", "reparam_fused/_partitioner.py", '        del meta["recompute"]\n', "", "test_compile"),
+    Mutation("the mark left after an error", "reparam_fused/_partitioner.py", "    try:\n        yield\n    finally:\n        del", "    yield\n    if True:\n        del", "test_compile"),
     # Keys in Python
     Mutation("int64 keys refused by name", "reparam_fused/_validate.py", "    if key.dtype not in KEY_DTYPES:", "    if key.dtype != torch.uint64:", "test_keys"),
     Mutation("keys: first of a split", "reparam_fused/random.py", "keys = _plain_split(key, 0, num)", "keys = _plain_split(key, 1, num)", "test_keys"),
@@ -488,6 +489,9 @@ MUTATIONS = [
     Mutation("GPU: generator of the first device", "reparam_fused/_draw.py", "torch.cuda.default_generators[device.index]", "torch.cuda.default_generators[0]", "test_gpu", "cuda"),
     Mutation("GPU: generator ignored", "reparam_fused/_draw.py", "generator = generator or _default(device)\n    if has", "generator = _default(device)\n    if has", "test_gpu", "cuda"),
     Mutation("GPU: a patched row draws as many counters as all", "reparam_fused/_patch.py", "row = mean.detach()[:1], scale.detach()[:1]", "row = mean.detach(), scale.detach()", "test_patch", "cuda"),
+    Mutation("GPU: check takes less memory than there is", "reparam_fused/check/gpu.py", "require(2 <= peak <= 2.5", "require(peak <= 2.5", "test_check", "cuda"),
+    Mutation("GPU: check takes half a tensor more", "reparam_fused/check/gpu.py", "require(2 <= peak <= 2.5", "require(2 <= peak <= 2.9", "test_check", "cuda"),
+    Mutation("GPU: check does not look at the generator's key", "reparam_fused/check/gpu.py", "        assert_same_bits(z, fused_reparameterize(mu, log_var, key=key), f\"{n} of {dtype}\")\n", "", "test_check", "cuda"),
     Mutation("GPU: a failed draw not taken back", "reparam_fused/_draw.py", "            generator.set_offset(before)\n        raise", "            pass\n        raise", "test_gpu", "cuda"),
     Mutation("GPU: the key drawn by a kernel of its own", "reparam_fused/_ops.py", 'library.impl("sample", _sample_on_cuda, "CUDA")', "pass", "test_gpu", "cuda"),
     Mutation("GPU: a number waited for", "reparam_fused/_call.py", "return torch.ones((), dtype=scale.dtype, device=mu.device) * scale", "return scale.to(mu.device)", "test_gpu", "cuda"),

@@ -317,6 +317,46 @@ def key_of_the_seed(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return broken
 
 
+def moves_by_elements(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """By a counter for each four of any dtype: for float64 it is one for each two."""
+
+    def broken(mu: Tensor, log_var: Tensor, key: Any = None, generator: Any = None) -> Tensor:
+        offset = generator.get_offset() if generator else 0
+        z = op(mu, log_var, key=key, generator=generator)
+        if generator:
+            generator.set_offset(offset + 4 * -(-z.numel() // 4))
+        return z
+
+    return broken
+
+
+def key_without_a_domain(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """(seed, offset / 4), that of key(seed) where the offset is 0."""
+
+    def broken(mu: Tensor, log_var: Tensor, key: Any = None, generator: Any = None) -> Tensor:
+        if key is None:
+            offset = generator.get_offset()
+            op(mu, log_var, generator=generator)
+            key = parts.key_of(generator.initial_seed(), offset // 4, device="cuda")
+        return op(mu, log_var, key=key)
+
+    return broken
+
+
+def keeps_more_than_half_of_mu(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    kept = []
+
+    def broken(mu: Tensor, log_var: Tensor) -> Tensor:
+        kept.append(mu.detach()[: mu.numel() // 5 * 3].clone())
+        return op(mu, log_var)
+
+    return broken
+
+
+def takes_the_memory_of_mu(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda mu, log_var: mu.add_(log_var)
+
+
 def keeps_mu(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda mu, log_var: op(mu, log_var) + 0 * mu.detach() * log_var
 
@@ -337,7 +377,17 @@ GPU_SABOTAGE: list[tuple[str, Any, str, Any, str]] = [
     ("streams", gpu, "fused_reparameterize", synchronises, "the host waited"),
     ("generator offset", gpu, "fused_reparameterize", generator_stays, "moved by 0, not 4"),
     ("generator offset", gpu, "fused_reparameterize", key_of_the_seed, "elements differ"),
+    (
+        "generator offset",
+        gpu,
+        "fused_reparameterize",
+        moves_by_elements,
+        "4 of torch.float64: moved by 4, not 8",
+    ),
+    ("generator offset", gpu, "fused_reparameterize", key_without_a_domain, "elements differ"),
     ("peak memory", gpu, "fused_reparameterize", keeps_mu, "tensors, expected 2"),
+    ("peak memory", gpu, "fused_reparameterize", keeps_more_than_half_of_mu, "2.60 tensors, exp"),
+    ("peak memory", gpu, "fused_reparameterize", takes_the_memory_of_mu, "1.00 tensors, expected"),
     ("triton", "reparam_fused.triton_kernels", "sample_from_key", off_by_an_ulp, "differ"),
     ("2**31 elements", _ops, "sample_backward", wrong_at_the_end, "1 of 4099 elements differ"),
 ]

@@ -219,6 +219,14 @@ def test_the_mark_is_of_the_draw_alone(monkeypatch: pytest.MonkeyPatch) -> None:
         with config.patch(activation_memory_budget=0.5), _partitioner.drawn_once():
             assert meta["recompute"] == CheckpointPolicy.PREFER_RECOMPUTE
         assert meta == outer
+        # A call that torch refuses while it traces leaves no mark behind.
+        with (
+            config.patch(activation_memory_budget=0.5),
+            pytest.raises(ZeroDivisionError),
+            _partitioner.drawn_once(),
+        ):
+            _ = 1 / 0
+        assert meta == outer
 
 
 def test_log_var_and_a_key_go_to_the_backward(device: torch.device) -> None:

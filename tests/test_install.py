@@ -65,11 +65,79 @@ def test_install_without_a_compiler(tmp_path: Path) -> None:
     assert count == "1"
     assert "the C++ library is missing (where it was installed, no C++ compiler was" in warning
     assert "install a C++17 compiler" in warning
+    # The folder that pip took it from, and not a name on an index, which may be anybody's.
+    for hint in (warning, backend, cuda):
+        assert hint.endswith(f"pip install --force-reinstall --no-deps {source}"), hint
     assert backend.startswith("missing (where it was installed, no C++ compiler was found)")
     assert cuda.startswith("missing (the C++ library is missing: where it was installed, no C++")
     zero = torch.zeros(9)
     z = reparam_fused.fused_reparameterize(zero, zero, key=reparam_fused.key(42))
     assert bits == str(z.view(torch.int32).tolist())
+
+
+@pytest.mark.parametrize("built_with", ["2.99.0+cu999", None])
+def test_a_library_that_does_not_load(tmp_path: Path, built_with: str | None) -> None:
+    """The message says which torch it was built with and which there is, and what the loader says.
+    Red where it asks for a compiler, which was there."""
+    source = copy_sources(tmp_path / "source")
+    (source / "reparam_fused" / _extensions.LIBRARY.name).write_text("not a library")
+    if built_with is not None:
+        (source / "reparam_fused" / "built_with.txt").write_text(f"{built_with}\n")
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    used = run(sys.executable, "-c", USE_IT, cwd=folder, PYTHONPATH=str(source))
+    assert used.returncode == 0, used.stderr
+    count, warning, backend, cuda, _ = used.stdout.splitlines()
+    assert count == "1"
+    for said in (warning, backend, cuda):
+        assert f"was built with {f'torch {built_with}' if built_with else 'another torch'}" in said
+        assert f"and does not load with torch {torch.__version__}: " in said
+        assert _extensions.LIBRARY.name in said.partition(torch.__version__)[2]  # the loader's
+        assert "compiler" not in said
+        assert "toolkit" not in said
+        assert said.endswith(f"pip install --force-reinstall --no-deps {source}")
+
+
+DIRECT_URLS = {
+    "folder": ('{"url": "file://ROOT/my%20source", "dir_info": {}}', "'ROOT/my source'"),
+    "git": (
+        '{"url": "https://example.org/a.git", "vcs_info": {"vcs": "git", "commit_id": "0a1b"}}',
+        "git+https://example.org/a.git@0a1b",
+    ),
+    "sdist": (
+        '{"url": "https://example.org/a-0.1.tar.gz", "archive_info": {}}',
+        "https://example.org/a-0.1.tar.gz",
+    ),
+    # What was built elsewhere would be so again.
+    "wheel": ('{"url": "file:///tmp/a-0.1-cp310-abi3-linux_x86_64.whl", "archive_info": {}}', "."),
+    "gone": ('{"url": "file://ROOT/gone", "dir_info": {}}', "."),
+    "none": (None, "."),
+    "no JSON": ("{", "."),
+}
+
+
+@pytest.mark.parametrize("kind", DIRECT_URLS)
+def test_the_source_that_an_install_came_from(tmp_path: Path, kind: str) -> None:
+    """By the record of the install. Red where a hint names an index's package, or a lost folder."""
+    record, expected = DIRECT_URLS[kind]
+    (tmp_path / "my source").mkdir()
+    package, info = tmp_path / "reparam_fused", tmp_path / "reparam_fused-0.1.0.dist-info"
+    package.mkdir()
+    info.mkdir()
+    if record is not None:
+        (info / "direct_url.json").write_text(record.replace("ROOT", str(tmp_path)))
+    hint = _extensions.reinstall(package)
+    command = f"pip install --force-reinstall --no-deps {expected}"
+    assert hint.endswith(command.replace("ROOT", str(tmp_path)))
+    assert ("in the root of a checkout" in hint) == (expected == ".")
+    (tmp_path / "setup.py").touch()  # a checkout
+    assert _extensions.reinstall(package).endswith(f"--no-deps {tmp_path}")
+
+
+def test_no_hint_names_a_package_that_anybody_may_own() -> None:
+    """reparam_fused is on no index: a command that ends there would fetch somebody else's."""
+    for path in Path(reparam_fused.__path__[0]).rglob("*.py"):
+        assert not re.search(r"pip install [^\n]*\breparam.fused\b", path.read_text()), path
 
 
 def test_a_compiler_that_fails_fails_the_install(tmp_path: Path) -> None:

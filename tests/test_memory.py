@@ -42,7 +42,7 @@ def test_forward_and_backward_take_two_tensors(device: torch.device) -> None:
     fused = peak_bytes(lambda: run(fused_reparameterize), device)
     assert 2 * tensor <= fused <= 2 * tensor + SLACK
     plain = peak_bytes(lambda: run(lambda m, v: eager(m, v, torch.randn_like(m))), device)
-    assert plain >= 4 * tensor
+    assert 4 * tensor <= plain <= 4 * tensor + SLACK
 
 
 def test_samples_take_no_copies(device: torch.device) -> None:

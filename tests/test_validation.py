@@ -350,7 +350,8 @@ def test_the_ops_themselves_check_what_memory_safety_needs(
     bad: Tensor, device: torch.device
 ) -> None:
     x = torch.zeros(4, 3, device=device)
-    with pytest.raises(RuntimeError):
+    refused = r"expected a uint64 key of shape \(2,\) or \(\*batch, 2\)"
+    with pytest.raises(RuntimeError, match=refused):
         reparam_fused._ops.sample_from_key(x, x, bad.to(device))
     for op in (
         lambda scale: reparam_fused._ops.sample_from_key(x, scale, key(1, device=device)),
@@ -362,7 +363,7 @@ def test_the_ops_themselves_check_what_memory_safety_needs(
             op(x.int())
         now = torch.get_rng_state() if device.type == "cpu" else torch.cuda.get_rng_state()
         assert torch.equal(state, now)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=refused):
         reparam_fused._ops.noise(bad.to(device), x.shape, torch.float32)
 
 
