@@ -52,6 +52,7 @@ def main() -> None:
         if dist.get_rank() == 0:
             print(f"{mesh.size()} processes on {device.type}, {w.to_local().shape[0]} rows here")
             print(*digests, sep="\n")
+        dist.barrier()  # none leaves while another still talks to it
     finally:
         dist.destroy_process_group()
 

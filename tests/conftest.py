@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -27,6 +29,14 @@ DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 settings.register_profile("quick", derandomize=True, deadline=None, max_examples=200)
 settings.register_profile("deep", deadline=None, max_examples=20_000)
 settings.load_profile("quick")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What Inductor compiles lies in a folder of this process: one that several share is read by
+    one while another writes it. Triton's cache takes its files at once, and is kept."""
+    folder = tempfile.mkdtemp(prefix="reparam_fused-inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_report_header() -> str:

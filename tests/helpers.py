@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -46,6 +47,16 @@ CALLS_CAN_BE_PLAIN = _extensions.module is not None and torch.__version__ >= "2.
 needs_cuda_build = pytest.mark.skipif(
     torch.version.cuda is None, reason="torch is a build without CUDA"
 )
+
+
+def patience(seconds: float) -> float:
+    """How long to wait for what takes a small part of these seconds on an idle machine.
+
+    It is there to end what hangs, and no measure of speed: on a busy machine it is longer, and the
+    others may come after it has begun.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return seconds * max(4.0, 2 * load / (os.cpu_count() or 1))
 
 
 def leaves(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
+from helpers import patience
 
 needs_gloo = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
@@ -25,6 +26,8 @@ def _rank(rank: int, count: int, folder: str, run: Callable[[int], Any]) -> None
     )
     try:
         torch.save(run(rank), f"{folder}/{rank}.pt")
+        # None leaves while another still talks to it.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
     # At once: once in some twenty runs a thread of torch's was still there when the interpreter
@@ -37,7 +40,7 @@ def run_ranks(count: int, folder: Path, run: Callable[[int], Any], seconds: int 
     context = torch.multiprocessing.spawn(
         _rank, (count, str(folder), run), nprocs=count, join=False
     )
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patience(seconds)
     try:
         while not context.join(timeout=1):
             assert time.monotonic() < end, "the processes hang"

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ON_STAND_IN
-from helpers import needs_kernels
+from helpers import needs_kernels, patience
 
 from reparam_fused import bench, reference
 from reparam_fused.__main__ import main
@@ -283,7 +283,7 @@ def test_no_small_call_is_slower_than_its_line_without_a_reason() -> None:
 def compare(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "compare.py"), *arguments],
-        capture_output=True, text=True, check=False, timeout=300,
+        capture_output=True, text=True, check=False, timeout=patience(300),
     )  # fmt: skip
 
 

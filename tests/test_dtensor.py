@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from helpers import assert_same_bits, inputs, key_of
+from helpers import assert_same_bits, inputs, key_of, patience
 from ranks import needs_gloo, run_ranks
 from torch import Tensor
 
@@ -578,10 +578,11 @@ def test_the_example_prints_the_same_on_any_number_of_processes() -> None:
                 [sys.executable, "-m", "torch.distributed.run", "--standalone",
                  "--nproc-per-node", str(count), str(script)],
                 cwd=script.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                capture_output=True, text=True, timeout=120, check=False,
+                capture_output=True, text=True, timeout=patience(120), check=False,
             )  # fmt: skip
-            # As in ranks.py: a thread of torch's outlived the interpreter, after the work.
-            if "terminate called without an active exception" not in result.stderr:
+            # As in ranks.py: a thread of torch's outlived the interpreter, after the work. What
+            # aborts for a reason of ours does so three times.
+            if not any(word in result.stderr for word in ("terminate called", "SIGABRT")):
                 break
         assert result.returncode == 0, result.stderr
         first, *digests = result.stdout.splitlines()

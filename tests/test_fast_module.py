@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CALLS_CAN_BE_PLAIN, assert_same_bits, inputs, key_of, needs_kernels
+from helpers import CALLS_CAN_BE_PLAIN, assert_same_bits, inputs, key_of, needs_kernels, patience
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
@@ -574,7 +574,7 @@ print(found)
         cwd=Path(__file__).parent,  # in the root Python would import the source tree
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=patience(300),
         check=False,
     )
     assert result.stdout.strip() == "True", result.stderr

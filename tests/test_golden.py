@@ -10,7 +10,7 @@ from pathlib import Path
 import golden
 import pytest
 import torch
-from helpers import DTYPES, FORMS, needs_kernels
+from helpers import DTYPES, FORMS, needs_kernels, patience
 
 from reparam_fused import _extensions
 
@@ -61,7 +61,7 @@ def test_by_every_instruction_set() -> None:
             env={**os.environ, "REPARAM_FUSED_ISA": isa},
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=patience(600),
         )
         if "REPARAM_FUSED_ISA is" in done.stderr:  # this CPU lacks it
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from digest import extremes
-from helpers import assert_same_bits, inputs, key_of, needs_kernels
+from helpers import assert_same_bits, inputs, key_of, needs_kernels, patience
 from torch import Tensor
 
 import reparam_fused
@@ -252,7 +252,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=patience(600),
         check=False,
     )
 

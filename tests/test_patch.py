@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ON_STAND_IN
-from helpers import CALLS_CAN_BE_PLAIN, assert_same_bits, count_patched
+from helpers import CALLS_CAN_BE_PLAIN, assert_same_bits, count_patched, patience
 from test_compile import compilers
 from test_functional import Marked
 from torch import Tensor
@@ -593,7 +593,11 @@ def test_no_library_is_imported_unasked(tmp_path: Path) -> None:
     root = str(Path(reparam_fused.__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), root])}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=patience(120),
     )
     assert (done.returncode, done.stdout.strip()) == (0, "imported"), done.stderr
 

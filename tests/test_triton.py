@@ -23,6 +23,7 @@ from helpers import (
     inputs,
     key_of,
     needs_kernels,
+    patience,
 )
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProce
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=patience(600),
         check=False,
     )
 

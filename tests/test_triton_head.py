@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FORMS, assert_same_bits, extremes, inputs, key_of
+from helpers import FORMS, assert_same_bits, extremes, inputs, key_of, patience
 from test_heads import FAR
 from torch import Tensor
 
@@ -304,7 +304,7 @@ def test_interpreted_kernels_agree_with_the_reference() -> None:
     result = subprocess.run(
         [sys.executable, str(script)],
         cwd=script.parent, env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=patience(600), check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "compared"

@@ -97,14 +97,18 @@ def _read_cubin(address: int) -> Image:
     """Triton keeps the PTX beside the machine code in its cache."""
     cache = Path(os.environ["TRITON_CACHE_DIR"])
     for path in cache.rglob("*.cubin"):
-        code = path.read_bytes()
-        if ctypes.string_at(address, min(len(code), 64)) == code[:64] and (
-            ctypes.string_at(address, len(code)) == code
-        ):
+        try:
+            code = path.read_bytes()
+            if ctypes.string_at(address, min(len(code), 64)) != code[:64] or (
+                ctypes.string_at(address, len(code)) != code
+            ):
+                continue
             text = path.with_suffix(".ptx").read_text()
-            arch = re.search(r"\.target sm_(\d+)", text)
-            assert arch is not None, path
-            return Image({int(arch[1]): text}, set())
+        except FileNotFoundError:
+            continue  # another process has it on its way into the cache, each file by itself
+        arch = re.search(r"\.target sm_(\d+)", text)
+        assert arch is not None, path
+        return Image({int(arch[1]): text}, set())
     raise ImageError(801, "the image is machine code that is not Triton's")
 
 

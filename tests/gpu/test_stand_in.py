@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from . import images
 from .stand_in import StandIn, some_blocks
 
 # Each thread loads a float of x and stores it, doubled, in y.
@@ -509,3 +511,19 @@ def test_a_function_that_it_does_not_know_fails_by_name(stand_in: StandIn) -> No
 def test_an_operation_of_torch_that_it_does_not_know_fails_by_name(stand_in: StandIn) -> None:
     with pytest.raises(torch.AcceleratorError, match=r"host_ops\.py has no operation for torch's"):
         torch.frac(torch.ones(3, device="cuda"))
+
+
+def test_a_cache_that_another_process_writes(
+    stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cubin whose PTX is not there yet is passed over: red where it is an error."""
+    code = b"\x7fELF and the rest"
+    for name in ("a", "b", "c", "d"):
+        folder = tmp_path / f"tmp.{name}"
+        folder.mkdir()
+        (folder / "twice.cubin").write_bytes(code)
+    (tmp_path / "tmp.b" / "twice.ptx").write_text(PTX)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    held = ctypes.create_string_buffer(code)
+    kernel = images.kernel_of(ctypes.addressof(held), "twice", 80)
+    assert kernel.name == "twice"
