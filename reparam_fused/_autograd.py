@@ -183,7 +183,7 @@ class Backward(_SingleLevelFunction):
             return _total(ctx, by_grad, by_scale)
 
 
-class BackwardOfSamples(_SingleLevelFunction):
+class FusedReparameterizeSamplesBackward(_SingleLevelFunction):
     """The gradients of mu and of the scale, summed over samples: linear in those that come in.
 
     Their derivative by what comes in are samples again, of the products with those that are
@@ -233,7 +233,36 @@ class BackwardOfSamples(_SingleLevelFunction):
             return _total(ctx, by_mu), _total(ctx, by_grad, by_scale)
 
 
-_apply_backward: Callable[..., Tensor] = Backward.apply  # type: ignore[attr-defined]
+# By whose names autograd's nodes go, with Backward behind: in grad_fn, in anomaly mode, in profiles
+
+
+class FusedReparameterize(Forward):
+    """Of samples."""
+
+
+class FusedKLDivergence(Forward):
+    """Of divergences."""
+
+
+class FusedReparameterizeBackward(Backward):
+    """Of samples."""
+
+
+class FusedKLDivergenceBackward(Backward):
+    """Of divergences."""
+
+
+def recorded(call: Call, result: tuple[Tensor, Tensor | None], x: Tensor, scale: Tensor) -> Tensor:
+    """The result of a call, with its derivatives."""
+    function: Any = FusedReparameterize if call.draws else FusedKLDivergence
+    return function.apply(call, result, x, scale)  # type: ignore[no-any-return]
+
+
+def _apply_backward(
+    call: Call, result: tuple[Tensor, Tensor | None], grad: Tensor, scale: Tensor | None
+) -> Tensor:
+    function: Any = FusedReparameterizeBackward if call.draws else FusedKLDivergenceBackward
+    return function.apply(call, result, grad, scale)  # type: ignore[no-any-return]
 
 
 def _second(call: Call, product: Tensor, scale: Tensor, key: Tensor | None) -> Tensor:
@@ -329,7 +358,7 @@ def _differentiated_sample(name: str, function: Any) -> None:
             return result
         block = None if global_shape is None else (global_shape, global_offset)
         call = Call(FORMS[form], True, bounds, block, *samples)
-        if function is BackwardOfSamples:
+        if function is FusedReparameterizeSamplesBackward:
             call = call._replace(samples=x.shape[0])
             return _apply(function, call, (*result, key), x, scale)
         return _apply(function, call, (result, key), x, scale)
@@ -370,7 +399,7 @@ def _differentiated_draw(name: str) -> None:
         if not _recorded(mu, scale):
             return result
         call = Call(FORMS[form], True, bounds, None, samples)
-        return _apply(Forward, call, result, mu, scale), result[1]
+        return _apply(FusedReparameterize, call, result, mu, scale), result[1]
 
     _ops.library.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -527,14 +556,18 @@ def _batched_derive(keys: Tensor, data: Tensor | None, first: int, num: int) -> 
     return _functorch._add_batch_dim(derived.view(num, size, n, 2), 1, level)
 
 
+_function: Any
 for _name, _function in (
-    ("sample_from_key", Forward),
-    ("sample_backward", Backward),
-    ("samples_backward", BackwardOfSamples),
+    ("sample_from_key", FusedReparameterize),
+    ("sample_backward", FusedReparameterizeBackward),
+    ("samples_backward", FusedReparameterizeSamplesBackward),
 ):
     _differentiated_sample(_name, _function)
     _ops.library.impl(_name, _batched_sample(getattr(_ops, _name)), "FuncTorchBatched")
-for _name, _function in (("kl_divergence", Forward), ("kl_divergence_backward", Backward)):
+for _name, _function in (
+    ("kl_divergence", FusedKLDivergence),
+    ("kl_divergence_backward", FusedKLDivergenceBackward),
+):
     _differentiated_divergence(_name, _function)
     _ops.library.impl(_name, _batched_divergence(getattr(_ops, _name)), "FuncTorchBatched")
 for _name in ("sample", "sample_fresh"):

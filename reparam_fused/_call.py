@@ -18,9 +18,9 @@ from torch.compiler import is_compiling
 from torch.overrides import handle_torch_function, has_torch_function
 
 from . import _draw, _ops, _validate
-from ._autograd import Forward
+from ._autograd import recorded
 from ._forms import KL_DIVERGENCE, SAMPLE, Bounds, Call
-from ._heads import Head, Heads, decomposed
+from ._heads import Head, decomposed, heads_of
 from ._validate import Clamp
 
 
@@ -113,7 +113,7 @@ def plain(call: Call, mu: Any, scale: Any, key: Any = None, generator: Any = Non
     else:
         result = call.plain(mu, scale, key)
     if type(result) is tuple:
-        result = Forward.apply(call, result, mu, scale)  # type: ignore[attr-defined]
+        result = recorded(call, result, mu, scale)
     return result  # type: ignore[no-any-return]
 
 
@@ -457,7 +457,7 @@ def plain_head(
         return None
     result = head.plain(mu, scale, key, loc, of_prior, False if key is not None else generator)
     if result is not None and len(result) == 3:
-        result = Heads.apply(head, result, mu, scale, loc, of_prior)  # type: ignore[attr-defined]
+        result = heads_of(head, result).apply(head, result, mu, scale, loc, of_prior)
     return result  # type: ignore[no-any-return]
 
 

@@ -227,6 +227,28 @@ class Heads(_SingleLevelFunction):
         return (None, None, *gradients)
 
 
+# The names of their nodes, as in _autograd.py
+
+
+class FusedKLDivergence(Heads):
+    """A sum alone."""
+
+
+class FusedReparameterizeKL(Heads):
+    """A sample and its divergence."""
+
+
+class FusedReparameterizeLogProb(Heads):
+    """A sample, or its tanh, and its log-density."""
+
+
+def heads_of(head: Head, result: tuple[Tensor | None, ...]) -> Any:
+    """Of which Function this is a result."""
+    if head.term != "kl_divergence":
+        return FusedReparameterizeLogProb
+    return FusedKLDivergence if result[2] is None else FusedReparameterizeKL
+
+
 def _gradients(
     head: Head,
     mu: Tensor,
@@ -353,7 +375,8 @@ def _differentiated(
     z, total = _below(_ops.head, keyset, mu, scale, key, loc, prior, *options)
     if not _recorded(mu, scale, loc, prior):
         return z, total
-    return _apply(Heads, _head(*options), (z, total, key), mu, scale, loc, prior)  # type: ignore[return-value]
+    head, result = _head(*options), (z, total, key)
+    return _apply(heads_of(head, result), head, result, mu, scale, loc, prior)  # type: ignore[return-value]
 
 
 def _apart(

@@ -24,9 +24,9 @@ from torch.compiler import is_compiling
 from torch.types import _size
 
 from . import _call, _extensions, _ops, _posteriors, _validate
-from ._autograd import Forward
+from ._autograd import recorded
 from ._forms import SAMPLE, Call
-from ._heads import Head, Heads
+from ._heads import Head, heads_of
 from ._posteriors import Posterior, first_argument, is_exp_of_half, unclamped
 from .functional import fused_kl_divergence, fused_reparameterize
 
@@ -94,7 +94,7 @@ def _plain_call(
 def _recorded(source: tuple[Call, Tensor], result: tuple[Tensor, Tensor], mean: Tensor) -> Tensor:
     """A sample, of which autograd is told that it was made of the source of its scale."""
     call, scale = source
-    return Forward.apply(call, result, mean, scale)  # type: ignore[attr-defined,no-any-return]
+    return recorded(call, result, mean, scale)
 
 
 def _recorded_call(
@@ -303,7 +303,7 @@ def _sample_with_kl(
         return None
     z, total, *key = made
     if key:
-        z = Forward.apply(call, (z, *key), mean, scale)  # type: ignore[attr-defined]
+        z = recorded(call, (z, *key), mean, scale)
     held[_KEPT] = _Kept(mean, log_var, total)
     pair.credit -= 1
     return z  # type: ignore[no-any-return]
@@ -328,7 +328,7 @@ def _kl_of(
     elif torch.is_grad_enabled() and (mean.requires_grad or log_var.requires_grad):
         head = _head(_log_var_within(clamp), sums)
         given = None, total, None
-        _, total = Heads.apply(head, given, mean, log_var, None, None)  # type: ignore[attr-defined]
+        _, total = heads_of(head, given).apply(head, given, mean, log_var, None, None)
     if mean.dtype == log_var.dtype == total.dtype:
         return total
     # Half types are added up in float32. On GPUs autocast has the formula in float32 as well.

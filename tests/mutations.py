@@ -318,7 +318,7 @@ MUTATIONS = [
     Mutation("block of an op forgotten", "reparam_fused/_autograd.py", "block = None if global_shape is None else (global_shape, global_offset)", "block = None", "test_blocks"),
     Mutation("form of an op forgotten", "reparam_fused/_autograd.py", "call = Call(FORMS[form], True, bounds, block, *samples)", "call = Call(FORMS[\"log_var\"], True, bounds, block, *samples)", "test_std"),
     Mutation("form of a draw forgotten", "reparam_fused/_autograd.py", "call = Call(FORMS[form], True, bounds, None, samples)", "call = Call(FORMS[\"log_var\"], True, bounds, None, samples)", "test_std"),
-    Mutation("plain call not recorded", "reparam_fused/_call.py", "result = Forward.apply(call, result, mu, scale)", "result = result[0]", "test_autograd"),
+    Mutation("plain call not recorded", "reparam_fused/_call.py", "result = recorded(call, result, mu, scale)", "result = result[0]", "test_autograd"),
     Mutation("gradient of the scale alone", "reparam_fused/_autograd.py", "x.requires_grad or (scale is not None and scale.requires_grad)", "x.requires_grad", "test_autograd"),
     Mutation("forward mode not recorded", "reparam_fused/_autograd.py", "    if forward_ad._current_level >= 0:\n        return True\n", "", "test_transforms"),
     Mutation("nothing kept for a tangent", "reparam_fused/_autograd.py", "tangents = forward_ad._current_level >= 0", "tangents = False", "test_transforms"),

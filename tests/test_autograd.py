@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,10 +12,17 @@ import torch
 from helpers import assert_as_on_cpu, assert_same_bits, eager, inputs, key_of, leaves
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reparam_fused
-from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize
+from reparam_fused import (
+    _ops,
+    fused_kl_divergence,
+    fused_reparameterize,
+    fused_reparameterize_kl,
+    fused_reparameterize_log_prob,
+)
 
 KEY = key_of(21, 2**32 - 2)
 
@@ -364,3 +372,73 @@ def test_a_sparse_gradient_is_taken(both_paths: str, call: str) -> None:
     actual = torch.autograd.grad(result(), (mu, log_var), grad.to_sparse())
     for a, e in zip(actual, expected, strict=True):
         assert_same_bits(a.to_dense(), e)
+
+
+# What a call and the gradient of its scale are named by autograd
+NODES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str, str]] = {
+    "drawn": (
+        lambda mu, log_var: fused_reparameterize(mu, log_var),
+        "FusedReparameterizeBackward",
+        "FusedReparameterizeBackwardBackward",
+    ),
+    "of a key": (
+        lambda mu, log_var: fused_reparameterize(mu, log_var, key=KEY.to(mu.device)),
+        "FusedReparameterizeBackward",
+        "FusedReparameterizeBackwardBackward",
+    ),
+    "samples": (
+        lambda mu, log_var: fused_reparameterize(mu, log_var, sample_shape=(2,)),
+        "FusedReparameterizeBackward",
+        "FusedReparameterizeSamplesBackwardBackward",
+    ),
+    "kl": (
+        lambda mu, log_var: fused_kl_divergence(mu, log_var),
+        "FusedKLDivergenceBackward",
+        "FusedKLDivergenceBackwardBackward",
+    ),
+    "sum": (
+        lambda mu, log_var: fused_kl_divergence(mu, log_var, dim=-1),
+        "FusedKLDivergenceBackward",
+        "FusedKLDivergenceBackwardBackward",
+    ),
+    "sample and sum": (
+        lambda mu, log_var: fused_reparameterize_kl(mu, log_var, dim=-1)[1],
+        "FusedReparameterizeKLBackward",
+        "FusedKLDivergenceBackwardBackward",
+    ),
+    "log-density": (
+        lambda mu, log_var: fused_reparameterize_log_prob(mu, log_var, dim=-1)[1],
+        "FusedReparameterizeLogProbBackward",
+        "",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # in which anomaly mode shows the forward
+@pytest.mark.parametrize("case", NODES)
+def test_the_names_of_nodes_say_what_they_are(
+    both_paths: str, case: str, device: torch.device
+) -> None:
+    """In grad_fn, where anomaly mode has found a NaN, and in a profile. Red where they are those of
+    some private class."""
+    call, name, second = NODES[case]
+    mu, log_var = leaves(4, 3, device=device)
+    result = call(mu, log_var)
+    assert result.grad_fn is not None
+    assert result.grad_fn.name() == name
+    if second:
+        (gradient,) = torch.autograd.grad(result.sum(), log_var, create_graph=True)
+        assert gradient.grad_fn is not None
+        assert gradient.grad_fn.name() == second
+    nan = torch.full_like(log_var, torch.nan).requires_grad_()
+    with (
+        torch.autograd.detect_anomaly(),
+        pytest.raises(RuntimeError, match=f"Function '{name}' returned nan values"),
+    ):
+        call(mu, nan).sum().backward()
+    if device.type == "cuda":
+        return  # the profiler asks for more of a GPU than the stand-in is
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        call(mu, log_var).sum().backward()
+    keys = {event.key for event in recorded.key_averages()}
+    assert {name, name.removesuffix("Backward")} <= keys
