@@ -2,7 +2,6 @@
 
     python tests/golden.py              compare this machine's CPU with the file
     python tests/golden.py --write      add what the file has not; refuses to change what it has
-    python tests/golden.py --write --all    divergences from a prior too
 
 A value changes with the contract alone: raise CONTRACT, and --write makes a file of its own; that
 is a major release (docs/compatibility.md). float64, of which ULPs are promised, is in decimals.
@@ -33,8 +32,6 @@ from reparam_fused.check.parts import DTYPES, bits_of, inputs, key_of
 
 #: The version of the contract: the major version of a release, from 1.0 on
 CONTRACT = 1
-#: What is written with --all alone
-PRIOR = "from a prior"
 KEY = key_of(2**64 - 59, 2**32 - 2)  # the carry into the second word of the counter is among them
 SEED = 7
 BOUNDS: dict[str, dict[str, Any]] = {
@@ -103,7 +100,7 @@ def from_a_prior(form: str, dtype: torch.dtype, device: Any) -> Iterator[tuple[s
         leaves = {"mu": mu, form: scale, "loc": loc, f"the prior's {of_prior}": far}
         given: dict[str, Any] = {form: scale}
         z, kl = fused_reparameterize_kl(mu, dim=-1, prior=prior, key=KEY.to(device), **given)
-        call = f"reparameterize_kl {PRIOR} of {of_prior}"
+        call = f"reparameterize_kl from a prior of {of_prior}"
         yield from with_gradients(call, {"z": z, "kl": kl}, leaves)
 
 
@@ -152,7 +149,6 @@ def outputs(
     device: Any = "cpu",
     dtypes: Iterable[torch.dtype] = DTYPES,
     forms: Iterable[str] = FORMS,
-    priors: bool = False,
 ) -> dict[str, Tensor]:
     """Every output by its name; of the CPU's generator on a CPU alone."""
     found = dict(of_keys(device))
@@ -169,8 +165,7 @@ def outputs(
         for form in forms:
             for words, bounds in BOUNDS.items():
                 add(f"{form}{words}: ", of_a_form(form, bounds, dtype, device))
-            if priors:
-                add(f"{form}: ", from_a_prior(form, dtype, device))
+            add(f"{form}: ", from_a_prior(form, dtype, device))
     return found
 
 
@@ -202,10 +197,6 @@ def read(contract: int = CONTRACT) -> dict[str, str]:
     return content["values"]  # type: ignore[no-any-return]
 
 
-def has_priors(written: dict[str, str]) -> bool:
-    return any(PRIOR in name for name in written)
-
-
 def differences(found: dict[str, Tensor], written: dict[str, str]) -> list[str]:
     """Outputs that are not those of the file."""
     return [
@@ -232,8 +223,7 @@ def write(found: dict[str, Tensor], contract: int = CONTRACT) -> int:
 
 
 def main() -> None:
-    written = read()
-    found = outputs(priors="--all" in sys.argv or has_priors(written))
+    written, found = read(), outputs()
     if "--write" in sys.argv:
         print(f"{write(found)} added to {path().name}, which has {len(read())}")
         return
