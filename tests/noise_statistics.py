@@ -40,7 +40,7 @@ from reparam_fused import fold_in, noise
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "explanation" / "statistics.md"
 ROWS = PAGE.with_suffix(".json")
-DIEHARDER = PAGE.with_name("dieharder.txt")
+DIEHARDER = [PAGE.with_name(f"dieharder{again}.txt") for again in ("", "-again")]
 
 #: Values of a piece of a stream, and of the segments of it of which lags do not cross the end
 PIECE = 1 << 20
@@ -519,23 +519,51 @@ def tables(rows: dict[str, Any]) -> dict[str, str]:
         "p-values": p_values,
         "tails": tails,
         "zero": zero,
-        "dieharder": of_dieharder(DIEHARDER.read_text()),
+        **of_dieharder(*(DieharderRow.all_of(file.read_text()) for file in DIEHARDER)),
     }
 
 
-def of_dieharder(text: str) -> str:
-    """A row for each of its tests, from what it printed."""
-    line = re.compile(r"^ *(\w+)\| *(\d+)\| *\d+\| *\d+\|([\d.]+)\| +(\w+) *$", re.M)
-    found: dict[str, list[tuple[float, str]]] = {}
-    for name, _, p, said in line.findall(text):
-        found.setdefault(name, []).append((float(p), said))
+class DieharderRow(NamedTuple):
+    test: str
+    ntuple: str
+    p: float
+    said: str
+
+    @staticmethod
+    def all_of(text: str) -> list[DieharderRow]:
+        """What dieharder printed."""
+        line = re.compile(r"^ *(\w+)\| *(\d+)\| *\d+\| *\d+\|([\d.]+)\| +(\w+) *$", re.M)
+        return [DieharderRow(name, n, float(p), said) for name, n, p, said in line.findall(text)]
+
+
+def of_dieharder(first: list[DieharderRow], again: list[DieharderRow]) -> dict[str, str]:
+    """Its tests, and those of its p-values that were weak beside those of another key."""
+    groups = {row.test: [other for other in first if other.test == row.test] for row in first}
     lines = []
-    for name, of_test in {**found, "**all**": [x for xs in found.values() for x in xs]}.items():
-        said = [assessment for _, assessment in of_test]
+    for name, rows in {**groups, "**all**": first}.items():
+        said = [row.said for row in rows]
         counts = [str(said.count(word)) for word in ("PASSED", "WEAK", "FAILED")]
-        ends = [f"{end(p for p, _ in of_test):.4f}" for end in (min, max)]
-        lines.append([name, str(len(said)), *counts, *ends])
-    return table(["test", "p-values", "passed", "weak", "failed", "least", "largest"], lines)
+        ends = [f"{end(row.p for row in rows):.4f}" for end in (min, max)]
+        lines.append([name, str(len(rows)), *counts, *ends])
+    of_other_key = {
+        (row.test, row.ntuple): ", ".join(
+            f"{other.p:.4f}" for other in again if other[:2] == row[:2]
+        )
+        for row in first
+    }
+    return {
+        "dieharder": table(
+            ["test", "p-values", "passed", "weak", "failed", "least", "largest"], lines
+        ),
+        "dieharder again": table(
+            ["weak", "n-tuple", "p-value", "of another key"],
+            (
+                [row.test, row.ntuple, f"{row.p:.4f}", of_other_key[row[:2]]]
+                for row in first
+                if row.said != "PASSED"
+            ),
+        ),
+    }
 
 
 def with_tables(page: str) -> str:
