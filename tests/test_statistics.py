@@ -65,7 +65,7 @@ def test_the_farthest_values(offset: int, lane: int, value: float, device: torch
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ns.STREAMS)
 def test_streams_are_normal_at_length(name: str) -> None:
-    """2^32 float32 values, 2^28 of other streams: some minutes on one core."""
+    """2^32 float32 values, 2^28 of other streams: ten minutes on one core."""
     rows = ns.measure(name, ns.pieces_of(name, 32))
     assert bad([ns.Result(**row) for row in rows["results"]]) == {}
 
