@@ -6,7 +6,6 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -78,11 +77,11 @@ def _check_exported(function: str, key: Tensor | None, generator: torch.Generato
 def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
     """A number as a tensor of mu's dtype, and a 0-dim one of the CPU beside mu's on its device."""
     if not isinstance(scale, Tensor):
-        try:
+        most = torch.finfo(mu.dtype).max
+        if is_compiling() or -most <= scale <= most:
             return torch.full((), scale, dtype=mu.dtype, device=mu.device)
-        except (OverflowError, RuntimeError):
-            # Beyond 64 bits; or beyond the dtype, where in torch's arithmetic it is infinite.
-            return torch.full((), float(scale), dtype=torch.float64, device=mu.device).to(mu.dtype)
+        # Beyond the dtype, which torch.full refuses, it is infinite, as in torch's arithmetic.
+        return torch.full((), float(scale), dtype=torch.float64, device=mu.device).to(mu.dtype)
     if scale.device != mu.device:
         # By a kernel that is given the number: a copy would wait for the device.
         return torch.ones((), dtype=scale.dtype, device=mu.device) * scale
@@ -209,9 +208,14 @@ def reparameterize(
         if not is_compiling() and not _is_mapped():
             z, _ = _ops.sample(mu, scale, generator, *_options(call))
             return as_sampled(z, sample_shape)
-        with _putting_back(mu, generator, True):
-            key = _fresh_key(mu, scale, generator, call.samples)
+        back = None if is_compiling() else _draw.position_of(mu.device, generator)
+        key = _fresh_key(mu, scale, generator, call.samples)
+        try:
             return _under_key(call, mu, scale, sample_shape, key, None, None)
+        except Exception:
+            if back is not None:
+                back()
+            raise
     return _under_key(call, mu, scale, sample_shape, key, global_shape, global_offset)
 
 
@@ -231,13 +235,6 @@ def _under_key(
     form, *rest = _options(call)
     z = _ops.sample_from_key(mu, scale, key, form, global_shape, global_offset, *rest)
     return as_sampled(z, sample_shape)
-
-
-def _putting_back(
-    mu: Tensor, generator: torch.Generator | None, draws: bool
-) -> AbstractContextManager[None]:
-    """Of a call that draws a key before its memory is allocated."""
-    return _draw.put_back(mu.device, generator) if draws and not is_compiling() else nullcontext()
 
 
 def _result_type(mu: Tensor, scale: Tensor) -> torch.dtype:
@@ -334,7 +331,10 @@ def head(
         alone = alone or (draws and wider != dtype)
         loc, of_prior = loc.to(wider), of_prior.to(wider)
     z = None
-    with _putting_back(mu, generator, draws and key is None):
+    back = None
+    if draws and key is None and not is_compiling():
+        back = _draw.position_of(mu.device, generator)
+    try:
         if alone:
             given: dict[str, Tensor] = {form: scale}
             z = reparameterize(
@@ -382,6 +382,10 @@ def head(
                 what = what._replace(call=call._replace(block=(global_shape, global_offset)))
             z, total = _ops.head(mu, scale, key, loc, of_prior, *what.options())
             z, total = as_sampled(z, sample_shape), as_sampled(total, sample_shape)
+    except Exception:
+        if back is not None:
+            back()
+        raise
     if not trailing:
         total = total.sum([d - n for d in dims])
     if name == "fused_kl_divergence":

