@@ -58,6 +58,7 @@ inline int64_t numel(const Shape& shape) {
 }
 
 inline bool is_row_major(const Shape& shape) {
+  if (numel(shape) == 0) return true;  // as torch has it
   int64_t expected = 1;
   for (int64_t d = shape.ndim - 1; d >= 0; --d) {
     if (shape.sizes[d] != 1 && shape.strides[d] != expected) return false;
@@ -109,7 +110,7 @@ struct Children {
     sizes[0] = num;
     sizes[1] = ndim < 3 ? num * each : each;
     sizes[2] = 2;
-    strides[0] = 2 * each;
+    strides[0] = static_cast<int64_t>(2 * static_cast<uint64_t>(each));  // torch refuses what wraps
     strides[1] = 2;
     strides[2] = 1;
     shape = {ndim, sizes + 3 - ndim, strides + 3 - ndim};
@@ -300,6 +301,7 @@ class Dimensions {
   void broadcast(const Shape& x, const Shape& scale) {
     ndim = std::max(x.ndim, scale.ndim);
     check_rank();
+    int64_t numel = 1;
     for (int64_t d = 0; d < ndim; ++d) {
       const int64_t i = d - ndim + x.ndim, j = d - ndim + scale.ndim;
       const int64_t m = i < 0 ? 1 : x.sizes[i], n = j < 0 ? 1 : scale.sizes[j];
@@ -309,6 +311,7 @@ class Dimensions {
       sizes[d] = m == 1 ? n : m;
       strides[kX][d] = i < 0 || m != sizes[d] ? 0 : x.strides[i];
       strides[kScale][d] = j < 0 || n != sizes[d] ? 0 : scale.strides[j];
+      numel = counted(numel, sizes[d]);
     }
   }
 
@@ -348,6 +351,8 @@ class Dimensions {
     ndim = shape.ndim;
     check_rank();
     std::copy_n(shape.sizes, ndim, sizes);
+    int64_t numel = 1;
+    for (int64_t d = 0; d < ndim; ++d) numel = counted(numel, sizes[d]);
     pack();
     for (const int k : {kX, kScale}) std::copy_n(strides[kOut], ndim, strides[k]);
   }
@@ -363,6 +368,7 @@ class Dimensions {
       stride *= std::max<int64_t>(sizes[d], 1);
     }
     sizes[0] = samples;
+    counted(stride, samples);
     strides[kX][0] = x_stride;
     strides[kScale][0] = 0;
     strides[kOut][0] = stride;
@@ -504,6 +510,12 @@ class Dimensions {
   };
   Tables tables() { return {strides, tables_}; }
   int tables_ = kLoc;
+
+  // The elements of one dimension more. What 63 bits do not count is refused, if empty, too.
+  static int64_t counted(int64_t numel, int64_t size) {
+    if (size > 1 && numel > INT64_MAX / size) refuse("expected less than 2^63 elements");
+    return size > 1 ? numel * size : numel;
+  }
 
   void check_rank() const {
     if (ndim > kMaxRank) refuse("expected at most ", kMaxRank, " dimensions, got ", ndim);

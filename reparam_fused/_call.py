@@ -77,10 +77,10 @@ def _check_exported(function: str, key: Tensor | None, generator: torch.Generato
 def _as_tensor(scale: Tensor | float, mu: Tensor) -> Tensor:
     """A number as a tensor of mu's dtype, and a 0-dim one of the CPU beside mu's on its device."""
     if not isinstance(scale, Tensor):
-        most = torch.finfo(mu.dtype).max
+        most = 2**63 - 1 if isinstance(scale, int) else torch.finfo(mu.dtype).max
         if is_compiling() or -most <= scale <= most:
             return torch.full((), scale, dtype=mu.dtype, device=mu.device)
-        # Beyond the dtype, which torch.full refuses, it is infinite, as in torch's arithmetic.
+        # Which torch.full refuses: beyond the dtype it is infinite, as in torch's arithmetic.
         return torch.full((), float(scale), dtype=torch.float64, device=mu.device).to(mu.dtype)
     if scale.device != mu.device:
         # By a kernel that is given the number: a copy would wait for the device.

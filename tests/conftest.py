@@ -27,7 +27,7 @@ DEVICES = ["cuda"] if ON_STAND_IN else ["cpu", "cuda"] if HAS_GPU else ["cpu"]
 
 # Of hypothesis: the same examples each time; by --hypothesis-profile=deep many, others each time
 settings.register_profile("quick", derandomize=True, deadline=None, max_examples=200)
-settings.register_profile("deep", deadline=None, max_examples=20_000)
+settings.register_profile("deep", deadline=None, max_examples=5_000)
 settings.load_profile("quick")
 
 

@@ -49,7 +49,9 @@ FORMS = ("log_var", "log_std", "std", "rho")
 # Seconds that a call may take, and bytes that it may have
 LIMIT = 30.0
 MEMORY = 2**30
-OUT_OF_MEMORY = re.compile("can't allocate memory|overflow|out of memory|storage size", re.I)
+OUT_OF_MEMORY = re.compile(
+    r"can't allocate memory|overflow|out of memory|storage size|less than 2\^63", re.I
+)
 HUGE = (2**62, 2**63 - 1, 2**63, 2**64, -(2**63), -(2**63) - 1, 10**400)
 
 
@@ -1010,6 +1012,8 @@ def finding_of(plan: Plan, error: BaseException | None, result: Any) -> str:
         of = plan.name.removeprefix("nn.")
         if "device" in plan.arguments and re.search("device|driver", message):
             return ""  # in torch's words
+        if "no implementation found" in message:  # of a __torch_function__ of something's own
+            return ""
         names = [*plan.arguments, "key or generator", "expected one of", *plan.words]
         if not re.match(rf"(fused_reparameterize|{re.escape(of)})\(\): ", message):
             return "the message does not name the function"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import needs_kernels
+from helpers import assert_same_bits, needs_kernels
 from torch import Tensor
 
 import reparam_fused
@@ -405,6 +405,8 @@ def test_memory_that_is_not_there_moves_no_generator(both_paths: str, device: to
 def test_a_number_beyond_the_dtype_is_infinite(both_paths: str, device: torch.device) -> None:
     """As torch has it of a number in an operation: torch.full refuses it, in words of its own."""
     ones, k = torch.ones(2, device=device), key(1, device=device)
+    huge = fused_reparameterize(ones, std=2**64, key=k)
+    assert_same_bits(huge, fused_reparameterize(ones, std=2.0**64, key=k))
     for number in (1e300, 2**200):
         z = fused_reparameterize(ones, std=number, key=k)
         assert z.cpu().isinf().all()
@@ -415,6 +417,27 @@ def test_no_samples_of_many_elements_take_no_time(device: torch.device) -> None:
     """Red by a hang, where the kernel goes over elements of which it draws nothing."""
     mu = torch.zeros(1, 1, device=device).expand(2**20, 2**20)
     assert fused_reparameterize(mu, 0.0, sample_shape=(0,)).shape == (0, 2**20, 2**20)
+
+
+@needs_kernels
+def test_more_elements_than_are_counted() -> None:
+    """Red by words about a global_shape, where their number wraps before it is looked at."""
+    mu, scale = torch.zeros(1, 1).expand(2**40, 1), torch.zeros(1, 1).expand(1, 2**40)
+    for dim in (None, -1, ()):
+        with pytest.raises(RuntimeError, match=r"less than 2\^63 elements"):
+            fused_kl_divergence(mu, scale, dim=dim)
+    for size in ([2**40, 2**40], [2**31, 2**31, 2, 2], [0, 2**40, 2**40]):
+        with pytest.raises(RuntimeError, match=r"less than 2\^63 elements"):
+            reparam_fused._ops.noise(key(1), size, torch.float32)
+    with pytest.raises(RuntimeError, match=r"less than 2\^63 elements"):
+        reparam_fused._ops.sample_from_key(mu, mu, key(1), samples=2**40)
+
+
+def test_no_keys_have_no_children(device: torch.device) -> None:
+    """Red where what is empty is not taken for contiguous."""
+    none = torch.empty(4, 0, dtype=torch.int64, device=device).t().view(0, 2, 2)[..., 0]
+    assert split(none, 3).shape == (3, 0, 2)
+    assert fold_in(none, 7).shape == (0, 2)
 
 
 @needs_kernels
