@@ -235,6 +235,15 @@ void* find_symbol(const char* name) {
 #endif
 }
 
+bool is_finalizing() {
+  // Before 3.13 it had the other name.
+  static const auto asked = [] {
+    void* found = find_symbol("Py_IsFinalizing");
+    return reinterpret_cast<int (*)()>(found ? found : find_symbol("_Py_IsFinalizing"));
+  }();
+  return asked != nullptr && asked();
+}
+
 bool is_plain_tensor(PyObject* object) {
   if (!is_of(object, torch_.tensor) && !is_of(object, torch_.parameter)) return false;
   return says(torch_.is_neg, object, Py_False);

@@ -2,7 +2,9 @@
 
 #include <Python.h>
 
+#include <chrono>
 #include <memory>
+#include <thread>
 
 #include "../layout.h"
 #include "../library.h"
@@ -29,12 +31,20 @@ bool requires_grad(PyObject* tensor);
 // tensor.random_(-2^63, None, generator=generator). Throws where that raises.
 void fill_random(PyObject* tensor, PyObject* generator);
 
+// Whether the interpreter is at its end
+bool is_finalizing();
+
 // Lets other threads of Python run during its scope, where that is `wanted`
 class WithoutGil {
  public:
   explicit WithoutGil(bool wanted) : state_(wanted ? PyEval_SaveThread() : nullptr) {}
   ~WithoutGil() {
-    if (state_ != nullptr) PyEval_RestoreThread(state_);
+    if (state_ == nullptr) return;
+    // An interpreter at its end lets no thread back in. Since 3.14 Python lets such a thread wait
+    // for the end of the process, and before ends it by unwinding its stack, on which a destructor,
+    // this one or one of torch's, ends the process by std::terminate.
+    while (is_finalizing()) std::this_thread::sleep_for(std::chrono::seconds(1));
+    PyEval_RestoreThread(state_);
   }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
