@@ -6,6 +6,7 @@
 #                                                   (ARGS="-m slow" runs the exhaustive ones)
 #   make gpu     run a program on the stand-in GPU  (SCRIPT=path, ARGS="..." are its own)
 #   make integrations    run the tests with Pyro, diffusers and others, which it installs
+#   make sanitize    the sanitizers of address, undefined behaviour and threads, and valgrind
 #   make bench   compare speed with the rivals       (ARGS="-k calls": some of the cases)
 #   make pages   measure, and write the figures of README and docs anew
 #   make docs    build the documentation into build/site
@@ -28,7 +29,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml $(shell find csrc reparam_fused -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu*')
 
-.PHONY: demo test gpu integrations bench pages docs wheel release lint clean
+.PHONY: demo test gpu integrations sanitize bench pages docs wheel release lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo
@@ -46,6 +47,12 @@ gpu: $(VENV)/test
 
 integrations: $(VENV)/integrations
 	$(BIN)/pytest tests/integrations $(ARGS)
+
+# Built into build/sanitize/, of flags of its own; see tests/sanitize.py
+sanitize: $(VENV)/test
+	$(BIN)/python tests/sanitize.py address,undefined
+	$(BIN)/python tests/sanitize.py thread
+	$(BIN)/python tests/sanitize.py memcheck
 
 bench: $(VENV)/bench
 	$(BIN)/pytest benchmarks $(ARGS)

@@ -21,6 +21,16 @@ WINDOWS = sys.platform == "win32"
 LIBRARY = "libreparam_fused.dll" if WINDOWS else "libreparam_fused.so"
 # Contraction would let the compiler choose where an fma goes, and with it the bits.
 GCC = ["-O3", "-std=c++17", "-ffp-contract=off", "-fvisibility=hidden", "-Wno-ignored-attributes"]
+LINK = ["-Wl,-s"] if sys.platform == "linux" else []
+# Of tests/sanitize.py, as -fsanitize takes it. Such libraries stay out of the tree.
+SANITIZE = os.environ.get("REPARAM_FUSED_SANITIZE", "")
+if SANITIZE:
+    # Python's own flags have -fwrapv, with which no sum overflows. Without the other two, of code
+    # that is inlined so far, the compiler takes many minutes and gigabytes.
+    GCC += ["-O1", "-g1", "-fno-sanitize-address-use-after-scope", "-fno-wrapv"]
+    GCC += ["-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+    LINK = [f"-fsanitize={SANITIZE}"]
+    GCC += LINK
 
 
 class Build(cpp_extension.BuildExtension):
@@ -40,6 +50,8 @@ class Build(cpp_extension.BuildExtension):
             shutil.copy(self.compile_kernels(nvcc), package / "kernels.fatbin")
         else:
             self.leave_out("CUDA kernels", "no nvcc was found", "FORCE_CUDA")
+        if SANITIZE:
+            return
         # Python started in the checkout imports its tree: what was built lies there too.
         for pattern in ("*.so", "*.dll", "*.pyd", "*.fatbin", "built_with.txt"):
             for old in Path("reparam_fused").glob(pattern):
@@ -88,7 +100,7 @@ def extension(name: str, *parts: str) -> Extension:
         libraries=["torch_cpu"],
         define_macros=[("TORCH_TARGET_VERSION", "0x020d000000000000"), ("TORCH_STABLE_ONLY", None)],
         extra_compile_args=["/O2", "/std:c++17"] if WINDOWS else GCC,
-        extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
+        extra_link_args=LINK,
         language="c++",
         py_limited_api=True,
     )

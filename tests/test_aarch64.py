@@ -81,7 +81,10 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Program, Program
     sources = [str(ROOT / f"csrc/cpu/{name}.cpp") for name in names]
     sources.append(str(ROOT / "tests/cpp/kernels.cpp"))
     # at addresses that a disassembly has
-    builds = {folder / "native": [str(NATIVE), "-no-pie"], folder / "cross": [CROSS, "-static"]}
+    builds = {
+        folder / "native": [str(NATIVE), "-no-pie", "-pthread"],
+        folder / "cross": [CROSS, "-static", "-pthread"],
+    }
     running = [
         subprocess.Popen([*compiler, *flags(), "-fno-pie", *sources, "-o", str(binary)])
         for binary, compiler in builds.items()
@@ -115,6 +118,11 @@ def test_neither_layout_nor_samples_change_bits(programs: tuple[Program, Program
     for program, dtypes in zip(programs, ([], ["bfloat16"]), strict=True):  # under qemu, a minute
         said = program.run("layouts", *dtypes)
         assert re.fullmatch(r"0 of \d{4,} differ\n", said), said
+
+
+def test_threads_do_not_change_bits(programs: tuple[Program, Program]) -> None:
+    """Nor calls at a time. tests/sanitize.py looks for races in it."""
+    assert programs[0].run("threads") == "0 of 32 differ\n"
 
 
 def test_the_digests_tell_problems_apart(programs: tuple[Program, Program]) -> None:

@@ -274,6 +274,7 @@ class Head {
       for (int64_t j = 0; j < n; ++j) grads_[i + j] = *grad;
       i += n;
     }
+    if (!whole_) std::memset(grads_ + count_, 0, kTile * sizeof(S));
     return grads_;
   }
 

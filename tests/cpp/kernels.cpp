@@ -6,8 +6,13 @@
 //   kernels digests               a line for each group of problems: its name, the number of
 //                                 elements computed, how many of them are no NaN, and a hash
 //   kernels layouts [DTYPE]       compares calls that have to give the same bits: of one logical
-//                                 problem in many layouts, of K samples and of each alone. Says
-//                                 how many, and which differ
+//                                 problem in many layouts, aligned or not, of K samples and of
+//                                 each alone. Says how many, and which differ
+//   kernels edges                 few calls of each op, of the lengths about a tile's and a
+//   block's,
+//                                 for valgrind; a line as above for each dtype
+//   kernels threads               the shares of large calls by a thread each, and several calls at
+//                                 a time: compares with one after the other, and says as above
 //   kernels run OP FORM DTYPE N   one call, whose instructions can be counted
 //
 // Every output starts as NaN; all NaN count as one value.
@@ -20,6 +25,7 @@
 #include <limits>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "../../csrc/common/forms.h"
@@ -145,6 +151,17 @@ int32_t in_shares(int64_t begin, int64_t end, int64_t grain, void (*run)(int64_t
   return 0;
 }
 
+// And all at a time
+int32_t in_threads(int64_t begin, int64_t end, int64_t grain, void (*run)(int64_t, int64_t, void*),
+                   void* context) {
+  std::vector<std::thread> threads;
+  for (; begin < end; begin += grain) {
+    threads.emplace_back(run, begin, std::min(begin + grain, end), context);
+  }
+  for (std::thread& thread : threads) thread.join();
+  return 0;
+}
+
 template <class T>
 struct Caller {
   int op;
@@ -152,6 +169,8 @@ struct Caller {
   DType dtype;
   Digest digest;
   const Bounds* bounds = nullptr;
+  ParallelFor parallel_for = in_shares;
+  int64_t shift = 0;  // bytes by which operands begin within an element
 
   void call(const Layout& layout, const std::vector<uint64_t>& keys, const Values<T>& values) {
     std::vector<T> x(extent(layout, layout.x, op == kSamplesBackward));
@@ -185,8 +204,16 @@ struct Caller {
     Problem problem{};
     problem.form = form;
     problem.bounds = bounds;
-    problem.operands[0] = x.data();
-    problem.operands[1] = scale.data();
+    std::vector<char> shifted[2];
+    const auto place = [&](int k, const std::vector<T>& operand) -> const void* {
+      if (shift == 0) return operand.data();
+      const size_t bytes = operand.size() * sizeof(T);
+      shifted[k].resize(bytes + shift);
+      if (bytes > 0) std::memcpy(shifted[k].data() + shift, operand.data(), bytes);
+      return shifted[k].data() + shift;
+    };
+    problem.operands[0] = place(0, x);
+    problem.operands[1] = place(1, scale);
     for (int i = 0; i < results(); ++i) problem.results[i] = out[i].data();
     problem.keys = keys.data();
     problem.first_index = layout.first_index;
@@ -203,7 +230,7 @@ struct Caller {
     problem.sample_stride = layout.sample_stride;
     problem.sample_index_stride = layout.sample_index;
     problem.sample_key_stride = layout.sample_key;
-    run_kernel(static_cast<Op>(op), dtype, problem, n, in_shares);
+    run_kernel(static_cast<Op>(op), dtype, problem, n, parallel_for);
     return out;
   }
 };
@@ -327,6 +354,7 @@ struct HeadCaller {
   HeadCase of;
   DType dtype;
   Digest digest;
+  ParallelFor parallel_for = in_shares;
 
   // Over the last `summed` dimensions. The means, and the gradient of z, are laid out as x, the
   // scales as scale.
@@ -381,7 +409,7 @@ struct HeadCaller {
     p.index_strides = index_strides.data();
     p.key_strides = key_strides.data();
     p.samples = 1;
-    run_kernel(backward ? kHeadBackward : kHead, dtype, p, n, in_shares);
+    run_kernel(backward ? kHeadBackward : kHead, dtype, p, n, parallel_for);
     for (const std::vector<T>& result : results) digest.add(result);
     if (!backward) digest.add(totals);
   }
@@ -450,6 +478,11 @@ struct Comparison {
     differing += !same;
     if (!same) std::printf("%s differs\n", name.c_str());
   }
+  int print() const {
+    std::printf("%lld of %lld differ\n", static_cast<long long>(differing),
+                static_cast<long long>(calls));
+    return differing > 0;
+  }
 };
 
 bool advance(Numbers& at, const Numbers& sizes) {
@@ -491,6 +524,24 @@ void compare_with_rows(const Caller<T>& c, const Layout& layout, const std::vect
     }
   } while (advance(at, layout.sizes));
   comparison.count(same, name);
+}
+
+// The same of operands that begin within an element
+template <class T>
+void compare_unaligned(const Caller<T>& c, const Layout& layout, const std::vector<uint64_t>& keys,
+                       const std::string& name, Comparison& comparison) {
+  std::vector<T> x(extent(layout, layout.x, c.op == kSamplesBackward)),
+      scale(extent(layout, layout.scale));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = plain<T>(i, 0);
+  for (size_t i = 0; i < scale.size(); ++i) scale[i] = plain<T>(i, 1);
+  Caller<T> shifted = c;
+  shifted.shift = 1;
+  const auto out = shifted.run(layout, keys, x, scale), expected = c.run(layout, keys, x, scale);
+  bool same = true;
+  for (size_t k = 0; k < out.size(); ++k) {
+    same = same && std::memcmp(out[k].data(), expected[k].data(), out[k].size() * sizeof(T)) == 0;
+  }
+  comparison.count(same, name + " unaligned");
 }
 
 // K samples, each against a call of its own
@@ -602,6 +653,7 @@ void compare(DType dtype, Comparison& comparison) {
         for (const Layout& layout : layouts) {
           const std::string call = name + text(layout.sizes) + text(layout.x) + text(layout.out);
           compare_with_rows(caller, layout, keys, call, comparison);
+          compare_unaligned(caller, layout, keys, call, comparison);
           if (op != kSample && op != kSamplesBackward) continue;
           for (const int64_t samples : {0, 1, 2, 5}) {
             for (const int64_t key_step : {0, 6}) {
@@ -622,6 +674,97 @@ void compare(DType dtype, Comparison& comparison) {
         }
       }
     }
+  }
+}
+
+template <class T>
+void edges(DType dtype) {
+  std::vector<uint64_t> keys;
+  for (uint64_t r = 0; r < 2 * 65; ++r) keys.push_back(mixed(r));
+  Numbers lengths{127, 128, 129, 255, 256, 257, 2047, 2048, 2049};
+  for (int64_t n = 1; n <= 65; ++n) lengths.push_back(n);
+  Digest digest;
+  const auto add = [&](const Digest& of) {
+    digest.add(of.hash);
+    digest.elements += of.elements;
+    digest.numbers += of.numbers;
+  };
+  const auto call = [&](auto caller, auto calls) {
+    for (const int64_t n : lengths) {
+      calls(caller, Layout{{n}, {1}, {1}, {1}, {}, {}, n % 4});
+      if (n > 65) continue;
+      calls(caller, Layout{{5, n}, {n, 1}, {1, 0}, {n, 1}, {2}, {0}});
+      calls(caller, Layout{{n, 5}, {1, n}, {5, 1}, {1, n}, {}, {}, 3});
+    }
+    add(caller.digest);
+  };
+  for (const Form form : {kLogVar, form_count() - 1}) {
+    for (int op = 0; op < kNamed; ++op) {
+      for (const int64_t shift : {0, 1}) {
+        call(Caller<T>{op, form, dtype, {}, shift ? &kBounds : nullptr, in_shares, shift},
+             [&](auto& c, Layout layout) {
+               if (op == kSample || op == kSamplesBackward) {
+                 layout.samples = 2;
+                 layout.sample_stride = layout.sample_index = numel(layout);
+               }
+               c.call(layout, keys, plain<T>);
+             });
+      }
+    }
+    for (const bool backward : {false, true}) {
+      for (const Term term : {kKlTerm, kLogProbTerm, kTanhLogProbTerm}) {
+        const HeadCase of{term, true, form, nullptr, term == kKlTerm, kStd};
+        call(HeadCaller<T>{backward, of, dtype, {}},
+             [&](auto& c, const Layout& layout) { c.call(layout, 1, keys, mild<T>); });
+      }
+    }
+  }
+  digest.print(kDTypeNames[dtype]);
+}
+
+// The digest of large calls: rows, of one key and of a key each, rows apart in memory, samples, and
+// heads of many rows and of long ones
+template <class T>
+uint64_t large_calls(int op, DType dtype, ParallelFor parallel_for) {
+  std::vector<uint64_t> keys;
+  for (uint64_t r = 0; r < 2 * 1300; ++r) keys.push_back(mixed(r));
+  Digest digest;
+  if (op < kNamed) {
+    Caller<T> caller{op, kStd, dtype, {}, nullptr, parallel_for};
+    caller.call(row(3 * kGrain + 77), keys, plain<T>);
+    caller.call({{1201, 21}, {21, 1}, {21, 1}, {21, 1}, {2}, {0}}, keys, plain<T>);
+    caller.call({{131, 149}, {1, 131}, {149, 1}, {1, 131}}, keys, plain<T>);
+    Layout samples = row(kGrain + 5);
+    samples.samples = 3;
+    samples.sample_stride = samples.sample_index = numel(samples);
+    if (op == kSample || op == kSamplesBackward) caller.call(samples, keys, plain<T>);
+    return caller.digest.hash;
+  }
+  for (const Term term : {kKlTerm, kLogProbTerm, kTanhLogProbTerm}) {
+    HeadCaller<T> caller{
+        op == kHeadBackward, {term, true, kLogVar, nullptr, false, 0}, dtype, {}, parallel_for};
+    caller.call({{1201, 21}, {21, 1}, {21, 1}, {21, 1}, {2}, {0}}, 1, keys, mild<T>);
+    caller.call(
+        {{3, 2 * kGrain + 5}, {2 * kGrain + 5, 1}, {2 * kGrain + 5, 1}, {2 * kGrain + 5, 1}}, 1,
+        keys, mild<T>);
+    digest.add(caller.digest.hash);
+  }
+  return digest.hash;
+}
+
+// Each op in a thread of its own, whose shares are threads again
+template <class T>
+void compare_threads(DType dtype, Comparison& comparison) {
+  uint64_t found[kOps];
+  std::vector<std::thread> threads;
+  for (int op = 0; op < kOps; ++op) {
+    threads.emplace_back(
+        [&found, op, dtype] { found[op] = large_calls<T>(op, dtype, in_threads); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (int op = 0; op < kOps; ++op) {
+    const bool same = found[op] == large_calls<T>(op, dtype, in_shares);
+    comparison.count(same, std::string(kDTypeNames[dtype]) + "/" + std::to_string(op));
   }
 }
 
@@ -697,9 +840,20 @@ int main(int argc, char** argv) {
     if (asked(kDouble)) compare<double>(kDouble, comparison);
     if (asked(kHalf)) compare<Half>(kHalf, comparison);
     if (asked(kBFloat16)) compare<BFloat16>(kBFloat16, comparison);
-    std::printf("%lld of %lld differ\n", static_cast<long long>(comparison.differing),
-                static_cast<long long>(comparison.calls));
-    return comparison.differing > 0;
+    return comparison.print();
+  } else if (what == "edges") {
+    edges<float>(kFloat);
+    edges<double>(kDouble);
+    edges<Half>(kHalf);
+    edges<BFloat16>(kBFloat16);
+    derived_digests();
+  } else if (what == "threads") {
+    Comparison comparison;
+    compare_threads<float>(kFloat, comparison);
+    compare_threads<double>(kDouble, comparison);
+    compare_threads<Half>(kHalf, comparison);
+    compare_threads<BFloat16>(kBFloat16, comparison);
+    return comparison.print();
   } else if (what == "run" && argc == 6) {
     const int op = place(kNamedOps, argv[2]), dtype = place(kDTypeNames, argv[4]);
     const Form form = form_id(argv[3], std::strlen(argv[3]));
