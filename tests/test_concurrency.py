@@ -356,3 +356,20 @@ time.sleep(0.01)  # until it is in the kernel again
 def test_the_interpreter_ends_while_a_thread_calls() -> None:
     """A daemon in the middle of a call, which finds no interpreter when it comes back."""
     assert run_program(SHUTDOWN) == ""
+
+
+FINALIZER = """
+import torch, reparam_fused
+
+class Last:
+    mu, key = torch.zeros(2**20), reparam_fused.key(1)
+    def __del__(self, call=reparam_fused.fused_reparameterize):
+        print(*call(self.mu, self.mu, key=self.key).shape, flush=True)
+
+last = Last()
+"""
+
+
+def test_a_call_of_the_thread_that_ends_the_interpreter() -> None:
+    """Red, by the time limit, where that thread waits for the end as the others do."""
+    assert run_program(FINALIZER) == f"{2**20}\n"

@@ -37,7 +37,9 @@ bool is_finalizing();
 // Lets other threads of Python run during its scope, where that is `wanted`
 class WithoutGil {
  public:
-  explicit WithoutGil(bool wanted) : state_(wanted ? PyEval_SaveThread() : nullptr) {}
+  // Where the interpreter ends already, this is the thread that ends it: it waits for none.
+  explicit WithoutGil(bool wanted)
+      : state_(wanted && !is_finalizing() ? PyEval_SaveThread() : nullptr) {}
   ~WithoutGil() {
     if (state_ == nullptr) return;
     // An interpreter at its end lets no thread back in. Since 3.14 Python lets such a thread wait
