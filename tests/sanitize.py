@@ -67,7 +67,7 @@ SANITIZERS = {
     "thread": Sanitizer(
         ["threads"],
         ["libtsan.so", "libstdc++.so"],
-        {"TSAN_OPTIONS": "halt_on_error=1:report_signal_unsafe=0:ignore_noninstrumented_modules=1"},
+        {"TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0:ignore_noninstrumented_modules=1"},
         # But for two that are about torch's pool
         ["test_concurrency.py", "test_generator.py", "-k", "not midway and not parallel_region"],
         {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
