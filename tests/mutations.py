@@ -275,6 +275,7 @@ MUTATIONS = [
     Mutation("module: a draw without a scale", "csrc/python/module.cpp", "if (arguments[2] == Py_None || !read_options", "if (!read_options", "test_fast_module"),
     Mutation("module: errors not cleared", "csrc/python/module.cpp", "PyObject* left_to_the_op() {\n  PyErr_Clear();\n", "PyObject* left_to_the_op() {\n", "test_fast_module"),
     Mutation("module: back to no interpreter", "csrc/python/python.h", "while (is_finalizing()) ", "while (false) ", "test_concurrency"),
+    Mutation("module: the thread that ends the interpreter waits", "csrc/python/python.h", "wanted && !is_finalizing() ?", "wanted ?", "test_concurrency"),
     Mutation("module: threads of Python wait", "csrc/python/plain.cpp", "    const WithoutGil without_gil(call.draws() > kGrain);\n    check(library->run_kernel(given.op", "    const WithoutGil without_gil(false);\n    check(library->run_kernel(given.op", "test_fast_module"),
     Mutation("module: another form's kernel", "reparam_fused/_forms.py", "self.id = _kernels[\"forms\"][self.name]", "self.id = 0", "test_std"),
     Mutation("module: another form's draw", "reparam_fused/_forms.py", "return _draw(self.form.id, mu", "return _draw(0, mu", "test_fast_module"),
