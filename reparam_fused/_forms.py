@@ -96,7 +96,12 @@ FORMS = {
 
 
 def _clamped(bounds: Bounds | None, scale: Tensor) -> Tensor:
-    return scale if bounds is None else scale.clamp(*bounds[:2])
+    """The scale within bounds, whose gradient is that of the kernels at an end itself: 1, as
+    torch.clamp had it before 2.14."""
+    if bounds is None:
+        return scale
+    clamped = scale.clamp(*bounds[:2])
+    return torch.where(clamped == scale, scale, clamped)
 
 
 class Call(NamedTuple):

@@ -116,7 +116,8 @@ def fused_reparameterize(
         rho (Tensor or float, optional): what softplus makes a standard deviation of.
         clamp ((float or None, float or None), optional): low and high end of a clamp of the scale
             as it was given, before sigma is made of it, as ``torch.clamp``: beyond an end its
-            gradient is 0, and NaN stays NaN. Default: no clamp.
+            gradient is 0, and NaN stays NaN. At an end it is 1, as torch's was before 2.14; since
+            then that is 0. Default: no clamp.
         min_std (float): what is added to sigma; at least 0. Default: 0.
         sample_shape (sequence of ints): so many samples of each element, as in
             ``torch.distributions``: the result has this shape before that of one sample, and the

@@ -18,10 +18,17 @@ from helpers import (
     key_of,
 )
 from torch import Tensor
+from torch.distributions import Normal
 from torch.nn.functional import softplus
 
 import reparam_fused
-from reparam_fused import _ops, fused_kl_divergence, fused_reparameterize, reference
+from reparam_fused import (
+    _ops,
+    fused_kl_divergence,
+    fused_reparameterize,
+    fused_reparameterize_log_prob,
+    reference,
+)
 
 KEY = key_of(29, 2**33 + 1)
 STD: dict[str, Callable[[Tensor], Tensor]] = {
@@ -209,7 +216,7 @@ def test_edge_values(form: str, dtype: torch.dtype, device: torch.device) -> Non
 
 
 @each_form
-def test_the_gradient_of_a_clamp_is_that_of_torch(form: str, device: torch.device) -> None:
+def test_the_gradient_of_a_clamp(form: str, device: torch.device) -> None:
     """0 outside, as inside at both ends, and 0 for NaN, whatever comes in."""
     values = [-2.0, -1.0, 0.0, 1.0, 2.0, INF, -INF, NAN]
     scale = torch.tensor(values, device=device, requires_grad=True)
@@ -230,6 +237,27 @@ def test_the_gradient_of_a_clamp_is_that_of_torch(form: str, device: torch.devic
         fused_reparameterize(mu, **{form: free}, key=KEY.to(device)).sum(), free
     )
     assert_same_bits(grad[1:4], inside[1:4].cpu())
+
+
+@each_form
+def test_the_gradient_at_an_end_of_a_clamp_is_one_in_every_way(form: str) -> None:
+    """By the kernels and by torch's operations, whose own clamp has 0 there since torch 2.14."""
+    ends = (0.5, 1.75)
+    mu, scale = torch.zeros(2), torch.tensor(ends, requires_grad=True)
+
+    def sums(scale: Tensor) -> Tensor:
+        given: dict[str, Any] = {form: scale, "clamp": ends}
+        z, log_q = fused_reparameterize_log_prob(mu, dim=-1, key=KEY, **given)
+        kl = fused_kl_divergence(mu, dim=-1, prior=Normal(0.5, 2.0), **given)
+        return z.sum() + log_q + kl
+
+    (plain,) = torch.autograd.grad(sums(scale), scale)
+    assert (plain != 0).all()
+    (again,) = torch.autograd.grad(sums(scale), scale, create_graph=True)
+    free = scale.detach()
+    tangents = [torch.func.jvp(sums, (free,), (torch.eye(2)[i],))[1] for i in range(2)]
+    for other in (again, torch.func.grad(sums)(free), torch.stack(tangents)):
+        torch.testing.assert_close(other.detach(), plain, rtol=1e-5, atol=1e-6)
 
 
 @each_form
