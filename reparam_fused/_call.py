@@ -6,6 +6,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -208,14 +209,9 @@ def reparameterize(
         if not is_compiling() and not _is_mapped():
             z, _ = _ops.sample(mu, scale, generator, *_options(call))
             return as_sampled(z, sample_shape)
-        back = None if is_compiling() else _draw.position_of(mu.device, generator)
-        key = _fresh_key(mu, scale, generator, call.samples)
-        try:
+        with _putting_back(mu, generator):
+            key = _fresh_key(mu, scale, generator, call.samples)
             return _under_key(call, mu, scale, sample_shape, key, None, None)
-        except Exception:
-            if back is not None:
-                back()
-            raise
     return _under_key(call, mu, scale, sample_shape, key, global_shape, global_offset)
 
 
@@ -235,6 +231,13 @@ def _under_key(
     form, *rest = _options(call)
     z = _ops.sample_from_key(mu, scale, key, form, global_shape, global_offset, *rest)
     return as_sampled(z, sample_shape)
+
+
+def _putting_back(
+    mu: Tensor, generator: torch.Generator | None
+) -> AbstractContextManager[None, bool | None]:
+    """For a call that draws its key before it has the memory for its results."""
+    return nullcontext() if is_compiling() else _draw.put_back(mu.device, generator)
 
 
 def _result_type(mu: Tensor, scale: Tensor) -> torch.dtype:
@@ -331,10 +334,7 @@ def head(
         alone = alone or (draws and wider != dtype)
         loc, of_prior = loc.to(wider), of_prior.to(wider)
     z = None
-    back = None
-    if draws and key is None and not is_compiling():
-        back = _draw.position_of(mu.device, generator)
-    try:
+    with _putting_back(mu, generator) if draws and key is None else nullcontext():
         if alone:
             given: dict[str, Tensor] = {form: scale}
             z = reparameterize(
@@ -382,10 +382,6 @@ def head(
                 what = what._replace(call=call._replace(block=(global_shape, global_offset)))
             z, total = _ops.head(mu, scale, key, loc, of_prior, *what.options())
             z, total = as_sampled(z, sample_shape), as_sampled(total, sample_shape)
-    except Exception:
-        if back is not None:
-            back()
-        raise
     if not trailing:
         total = total.sum([d - n for d in dims])
     if name == "fused_kl_divergence":

@@ -7,6 +7,7 @@ nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -93,6 +94,16 @@ FORMS = {
         ),
     )
 }  # fmt: skip
+
+
+def over_exp(x: Tensor, log: Tensor) -> Tensor:
+    """x / exp(log), also where that is 0 or infinite: of an x of 0 it is 0.
+
+    By the root of the factor, twice, which has twice the range.
+    """
+    most = 0.99 * math.log(torch.finfo(log.dtype).max)  # to stay finite when rounded
+    root = torch.exp((-0.5 * log).clamp(max=most))
+    return x * root * root
 
 
 def _clamped(bounds: Bounds | None, scale: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 
 from . import _extensions, _ops
 from ._autograd import _apply, _below, dense, gradient_of_scale, gradients_of_samples
-from ._forms import FORMS, KL_DIVERGENCE, SAMPLE, Call
+from ._forms import FORMS, KL_DIVERGENCE, SAMPLE, Call, over_exp
 
 
 class Head(NamedTuple):
@@ -97,11 +97,7 @@ def _head(
 def _in_units(head: Head, x: Tensor, prior: Tensor) -> Tensor:
     """x / sigma of the prior, of 0 also where that is 0 to rounding."""
     log_var = head.prior.log_var(prior)
-    if log_var is None:
-        return x / head.prior.std(prior)
-    least = 4 - 4 * math.log(torch.finfo(x.dtype).max)
-    root = torch.exp(-0.25 * log_var.clamp(min=least))
-    return x * root * root
+    return x / head.prior.std(prior) if log_var is None else over_exp(x, 0.5 * log_var)
 
 
 def _from_prior(

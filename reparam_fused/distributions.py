@@ -13,7 +13,7 @@ from torch.distributions.utils import broadcast_all
 from torch.types import _Number, _size
 
 from . import _validate
-from ._forms import SAMPLE, Call
+from ._forms import SAMPLE, Call, over_exp
 from .functional import (
     fused_kl_divergence,
     fused_reparameterize,
@@ -312,7 +312,7 @@ class Normal(torch.distributions.Normal):
             scale = self.scale
             log_scale, distance = scale.log(), (value - self.loc) / scale
         else:
-            distance = _over(value - self.loc, log_scale)
+            distance = over_exp(value - self.loc, log_scale)
         return -0.5 * distance.square() - log_scale - 0.5 * math.log(2 * math.pi)
 
     def entropy(self) -> Tensor:
@@ -321,16 +321,6 @@ class Normal(torch.distributions.Normal):
         if log_scale is None:
             log_scale = self.scale.log()
         return 0.5 + 0.5 * math.log(2 * math.pi) + log_scale
-
-
-def _over(difference: Tensor, log_scale: Tensor) -> Tensor:
-    """difference / exp(log_scale), also where that is 0 or infinite: of no difference it is 0.
-
-    By the root of the factor, twice, which has twice the range.
-    """
-    most = 0.99 * math.log(torch.finfo(log_scale.dtype).max)  # to stay finite when rounded
-    root = torch.exp((-0.5 * log_scale).clamp(max=most))
-    return difference * root * root
 
 
 def _is_prior_of(q: torch.distributions.Normal, p: torch.distributions.Normal) -> bool:
@@ -344,13 +334,13 @@ def _is_prior_of(q: torch.distributions.Normal, p: torch.distributions.Normal) -
 def _kl(p: torch.distributions.Normal, q: torch.distributions.Normal) -> Tensor:
     """That of N((mu_p - mu_q) / sigma_q, sigma_p / sigma_q) from N(0, 1), which is the same.
 
-    And keeps its accuracy where p and q are nearly one. Of two sigmas the kernel does it in one
-    pass. Where one of the two has a logarithm it is done here: the kernel would take sigma of that
-    beside a sigma, and with it lose the digits and the range that the logarithm has; and of two
-    logarithms it would divide by sigma_q, which may be 0 where the two are equal.
+    And keeps its accuracy where p and q are nearly one. Of two sigmas, and of two logarithms, the
+    kernel does it in one pass. Where one of the two has a logarithm and the other none it is done
+    here: the kernel would take sigma of that, and with it lose the digits and the range that the
+    logarithm has.
     """
     of_p, of_q = (d._log_scale if isinstance(d, Normal) else None for d in (p, q))
-    if of_p is None and of_q is None and _is_prior_of(q, p):
+    if (of_p is None) == (of_q is None) and _is_prior_of(q, p):
         options = p._options if isinstance(p, Normal) else {"std": p.scale}
         return fused_kl_divergence(p.loc, prior=q, **options)
     difference = p.loc - q.loc
@@ -359,7 +349,7 @@ def _kl(p: torch.distributions.Normal, q: torch.distributions.Normal) -> Tensor:
     log_p = p.scale.log() if of_p is None else of_p
     if of_q is None:
         return fused_kl_divergence(difference / q.scale, log_std=log_p - q.scale.log())
-    return fused_kl_divergence(_over(difference, of_q), log_std=log_p - of_q)
+    return fused_kl_divergence(over_exp(difference, of_q), log_std=log_p - of_q)
 
 
 register_kl(Normal, Normal)(_kl)
